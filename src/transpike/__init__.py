@@ -1,0 +1,39 @@
+"""transpike: a pretrained Transformer, unedited, as a spiking neural network without training.
+
+    snn = transpike.convert(model, calibration=batches, recipe="ecmt")
+    run = snn.simulate(x, steps=8)
+    print(run.spikes, snn.energy(run))
+    snn.save_pretrained("my-snn"); snn = transpike.load("my-snn")
+"""
+
+from ._calibrate import Calibration
+from ._capture import Captured, capture
+from ._convert import convert
+from ._model import SpikingModel
+from ._plan import Plan, Policy, plan
+from ._simulate import Run, simulate
+from .errors import TranspikeError
+from .recipes import RECIPES, Recipe, SiteChoice
+from .types import Role, Site, SiteKind, Threshold
+
+__version__ = "0.1.0"
+__all__ = [
+    "RECIPES",
+    "Calibration",
+    "Captured",
+    "Plan",
+    "Policy",
+    "Recipe",
+    "Role",
+    "Run",
+    "Site",
+    "SiteChoice",
+    "SiteKind",
+    "SpikingModel",
+    "Threshold",
+    "TranspikeError",
+    "capture",
+    "convert",
+    "plan",
+    "simulate",
+]

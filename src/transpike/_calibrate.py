@@ -1,0 +1,135 @@
+"""Plan, batches -> Calibration: thresholds from a few unlabelled samples, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+
+from . import ops
+from ._capture import Captured
+from ._plan import Plan
+from .errors import CalibrationError, ConfigError
+from .observers import Histogram
+from .recipes import Recipe, round_up
+from .types import Threshold
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds by site name, and how many samples they come from (0: they were given)."""
+
+    thresholds: Mapping[str, Threshold]
+    samples: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"samples": self.samples, "thresholds": {name: t.to_json() for name, t in self.thresholds.items()}}
+
+
+class Observing(torch.fx.Interpreter):
+    """Runs the marked graph as it is and shows every site's tensor to its histogram."""
+
+    def __init__(self, graph: torch.fx.GraphModule, histograms: Mapping[str, Histogram]) -> None:
+        super().__init__(graph)
+        self.histograms = histograms
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is ops.site:
+            value, name = args
+            if name in self.histograms and not self.histograms[name].update(value):
+                raise CalibrationError(f"site {name} saw NaN or infinity; check the inputs and the weights before it")
+            return value
+        return super().call_function(target, args, kwargs)
+
+
+def calibrate(
+    captured: Captured,
+    marked: torch.fx.GraphModule,
+    plan: Plan,
+    recipe: Recipe,
+    batches: Iterable[Any],
+    *,
+    max_samples: int | None = 512,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Watch every site on `batches` and set its threshold by the recipe's rule.
+
+    Arguments: batches -- model inputs (tensors, tuples, dicts), unlabelled; read until `max_samples` samples are seen.
+    Returns: the same thresholds for any batch size or order of the same samples, as far as the activations themselves
+    are the same (floating-point kernels may differ by rounding between batch sizes).
+    Raises: CalibrationError for no samples, NaN or infinity, or a site that saw no data, naming it.
+    """
+    choices = {site.name: recipe.choice(site) for site in plan.sites}
+    histograms = {name: Histogram() for name, choice in choices.items() if choice.threshold is None}
+    observing = Observing(marked, histograms)
+    samples = 0
+    device = next((p.device for p in marked.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        for batch in batches:
+            leaves = _cut(captured, captured.flatten(batch), max_samples, samples)
+            observing.run(*(leaf.to(device) for leaf in leaves))
+            samples += batch_size(captured, leaves)
+            if progress is not None:
+                progress(samples)
+            if max_samples is not None and samples >= max_samples:
+                break
+    if samples == 0:
+        raise CalibrationError("calibration got no samples; pass at least one batch of model inputs")
+    blind = [name for name, histogram in histograms.items() if histogram.count == 0]
+    if blind:
+        raise CalibrationError(f"no data reached site {', '.join(blind[:5])}; give it a threshold or keep its layer analog")
+    thresholds = {name: choice.threshold or _measured(choice, histograms[name], recipe) for name, choice in choices.items()}
+    return Calibration(thresholds, samples)
+
+
+def _measured(choice: Any, histogram: Histogram, recipe: Recipe) -> Threshold:
+    raw = choice.range.threshold(histogram)
+    if recipe.threshold_bits is None:
+        return raw
+    positive, negative = (round_up(max(theta, 0.0), recipe.threshold_bits) for theta in (raw.positive, raw.negative))
+    return Threshold(positive, negative)
+
+
+def batch_size(captured: Captured, leaves: tuple[torch.Tensor, ...]) -> int:
+    for spec, leaf in zip(captured.inputs, leaves, strict=True):
+        if spec.batch_axis is not None:
+            return leaf.shape[spec.batch_axis]
+    return 1
+
+
+def _cut(
+    captured: Captured, leaves: tuple[torch.Tensor, ...], max_samples: int | None, seen: int
+) -> tuple[torch.Tensor, ...]:
+    """The first samples of a batch that still fit under the cap, so that the cap holds whatever the batch size."""
+    room = None if max_samples is None else max_samples - seen
+    if room is None or not captured.free_batch or batch_size(captured, leaves) <= room:
+        return leaves
+    pairs = zip(captured.inputs, leaves, strict=True)
+    return tuple(leaf if s.batch_axis is None else leaf.narrow(s.batch_axis, 0, room) for s, leaf in pairs)
+
+
+def given(plan: Plan, thresholds: Mapping[str, Any]) -> Calibration:
+    """Thresholds somebody names, one per site: a Threshold, a pair (positive, negative) or one number for both."""
+    names = {site.name for site in plan.sites}
+    missing, extra = sorted(names - set(thresholds)), sorted(set(thresholds) - names)
+    if missing or extra:
+        raise ConfigError(
+            f"thresholds must name the plan's {len(names)} sites: "
+            + "; ".join(filter(None, (missing and f"missing {', '.join(missing[:5])}", extra and f"unknown {', '.join(extra[:5])}")))
+        )
+    return Calibration({name: as_threshold(thresholds[name], name) for name in sorted(names)}, 0)
+
+
+def as_threshold(value: Any, name: str) -> Threshold:
+    if isinstance(value, Threshold):
+        pair = (value.positive, value.negative)
+    else:
+        pair = (value, value) if isinstance(value, (int, float)) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, (int, float)) and abs(v) < float("inf") for v in pair):
+        raise ConfigError(f"threshold of site {name} must be one or two finite numbers, not {value!r}")
+    return Threshold(float(pair[0]), float(pair[1]))

@@ -1,0 +1,360 @@
+"""module, example inputs -> Captured: one flat graph of ATen operators, exact, with a free batch size.
+
+torch.export (non-strict, before decomposition) does the capturing. Here its graph is brought to the form the planner
+reads: tensors in, one tensor out; attention split; no in-place operator on a signal; every node knows its module path
+and where its batch is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+import torch.utils._pytree as pytree
+
+from . import ops
+from .errors import CaptureError, DataError
+from .ops import attention
+
+aten = torch.ops.aten
+PRIMARY_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "start_logits", "image_embeds")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor the model takes: `shape` has None along the batch; `batched` is False for tensors without one."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    @property
+    def batch_axis(self) -> int | None:
+        return self.shape.index(None) if None in self.shape else None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How tensors and fixed values make up the arguments of a call: `fixed` has None where a tensor goes."""
+
+    spec: pytree.TreeSpec
+    fixed: tuple[Any, ...]
+    tensors: tuple[int, ...]
+
+    def call(self, leaves: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        flat = list(self.fixed)
+        for position, leaf in zip(self.tensors, leaves, strict=True):
+            flat[position] = leaf
+        return pytree.tree_unflatten(flat, self.spec)
+
+    def __str__(self) -> str:
+        args, kwargs = pytree.tree_unflatten([0] * self.spec.num_leaves, self.spec)
+        return " and ".join(filter(None, (f"{len(args)} positional" if args else "", ", ".join(kwargs)))) or "nothing"
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The graph of a model. `inputs` are the tensor leaves of its arguments in order; `free_batch` says whether any
+    batch size runs (else only `batch_size`); `structure` rebuilds the arguments."""
+
+    graph: torch.fx.GraphModule
+    inputs: tuple[InputSpec, ...]
+    structure: Structure
+    free_batch: bool
+    batch_size: int
+
+    def flatten(self, inputs: Any) -> tuple[torch.Tensor, ...]:
+        """The tensors of a call, checked against what was captured. Raises DataError on any difference."""
+        leaves, structure = _leaves(inputs)
+        if structure != self.structure:
+            raise DataError(
+                f"the model was captured with inputs {self.structure}, but this batch has {structure};"
+                " pass the same tensors under the same names (labels are not model inputs)"
+            )
+        batch = None
+        for spec, leaf in zip(self.inputs, leaves, strict=True):
+            axis = spec.batch_axis
+            expected = tuple(spec.shape)
+            actual = tuple(None if i == axis else size for i, size in enumerate(leaf.shape))
+            if actual != expected:
+                wanted = ", ".join("batch" if size is None else str(size) for size in expected)
+                raise DataError(f"input {spec.name} has shape {tuple(leaf.shape)}, but the model takes ({wanted})")
+            if leaf.dtype.is_floating_point != spec.dtype.is_floating_point:
+                raise DataError(f"input {spec.name} is {leaf.dtype}, but the model takes {spec.dtype}")
+            if axis is not None:
+                batch = leaf.shape[axis] if batch is None else batch
+                if leaf.shape[axis] != batch or batch == 0:
+                    raise DataError(f"input {spec.name} has a batch of {leaf.shape[axis]}, the others have {batch}")
+        if not self.free_batch and batch is not None and batch != self.batch_size:
+            raise DataError(f"this model was captured for a batch of {self.batch_size} only, but got {batch}")
+        return leaves
+
+
+def _leaves(inputs: Any) -> tuple[tuple[torch.Tensor, ...], Structure]:
+    flat, spec = pytree.tree_flatten(call_of(inputs))
+    tensors = tuple(i for i, leaf in enumerate(flat) if isinstance(leaf, torch.Tensor))
+    fixed = tuple(None if i in tensors else leaf for i, leaf in enumerate(flat))
+    bad = sorted({type(leaf).__name__ for leaf in fixed if not isinstance(leaf, (bool, int, float, str, type(None)))})
+    if bad:
+        raise DataError(f"model inputs must be tensors or plain values, but found {', '.join(bad)}; convert them to tensors")
+    return tuple(flat[i] for i in tensors), Structure(spec, fixed, tensors)
+
+
+def call_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of one batch: a tensor, a tuple of positional inputs (a dict at its end holds
+    keyword inputs, as in torch.onnx.export), or a dict of keyword inputs."""
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, Mapping):
+        return (), {name: inputs[name] for name in sorted(inputs)}
+    if isinstance(inputs, (tuple, list)):
+        last = inputs[-1] if inputs else None
+        return (tuple(inputs[:-1]), call_of(last)[1]) if isinstance(last, Mapping) else (tuple(inputs), {})
+    raise DataError(f"a batch must be a tensor, a tuple or a dict of tensors, not {type(inputs).__name__}")
+
+
+class _Entry(torch.nn.Module):
+    """The model as a function of its tensor leaves alone, returning its primary output."""
+
+    def __init__(self, model: torch.nn.Module, structure: Structure, fixed: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.structure = structure
+        self.fixed = dict(fixed)
+
+    def forward(self, *leaves: torch.Tensor) -> torch.Tensor:
+        args, kwargs = self.structure.call(leaves)
+        return primary(self.model(*args, **{**self.fixed, **kwargs}))
+
+
+def primary(output: Any) -> torch.Tensor:
+    """The tensor a user means by "the output": the tensor itself, `logits`, `last_hidden_state`, or the first one."""
+    if isinstance(output, torch.Tensor):
+        return output
+    for name in PRIMARY_OUTPUTS:
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(value, torch.Tensor):
+            return value
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, torch.Tensor):
+            return leaf
+    raise CaptureError(f"the model returns {type(output).__name__}, which holds no tensor")
+
+
+def fixed_arguments(model: torch.nn.Module) -> dict[str, Any]:
+    """Arguments that keep a Hugging Face model to one plain forward pass: no cache."""
+    config = getattr(model, "config", None)
+    return {"use_cache": False} if getattr(config, "use_cache", False) and hasattr(config, "to_dict") else {}
+
+
+def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Captured:
+    """Capture `model` as called on `example`, with the batch along `batch_dim` left free.
+
+    Arguments: example -- a tensor, a tuple of positional inputs or a dict of keyword inputs; only shapes matter.
+    batch_dim -- where the inputs have their batch; inputs whose size there differs from the first input's are taken
+    as unbatched. Raises: CaptureError naming the module where torch.export stopped; DataError for unusable examples.
+    The module is not changed.
+    """
+    leaves, structure = _leaves(example)
+    if not leaves:
+        raise DataError("the example holds no tensor")
+    if leaves[0].dim() <= batch_dim:
+        raise DataError(f"the first input has shape {tuple(leaves[0].shape)}, which has no dimension {batch_dim} for the batch")
+    batch = leaves[0].shape[batch_dim]
+    axes = [batch_dim if leaf.dim() > batch_dim and leaf.shape[batch_dim] == batch else None for leaf in leaves]
+    if any(parameter.requires_grad for parameter in model.parameters()) and model.training:
+        raise CaptureError("the model is in training mode; call model.eval() first")
+    pair = tuple(_two(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True))
+    entry = _Entry(model, structure, fixed_arguments(model))
+    program, free = _export(entry, pair, axes)
+    if not free:
+        program, _ = _export(entry, leaves, [None] * len(leaves))
+    graph = program.module()
+    _normalise(graph)
+    if free:
+        _locate_batch(graph, axes)
+    names = _names(structure)
+    specs = tuple(
+        InputSpec(name, tuple(None if i == axis else size for i, size in enumerate(leaf.shape)), leaf.dtype)
+        for name, leaf, axis in zip(names, leaves, axes, strict=True)
+    )
+    return Captured(graph, specs, structure, free, batch)
+
+
+def _names(structure: Structure) -> list[str]:
+    call = pytree.tree_unflatten(list(structure.fixed), structure.spec)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(call, is_leaf=lambda leaf: leaf is None)[0]]
+    return [_name(paths[position]) for position in structure.tensors]
+
+
+def _name(path: Any) -> str:
+    kind, *rest = (getattr(key, "key", getattr(key, "idx", None)) for key in path)
+    return ".".join(map(str, rest)) if kind == 1 else f"input {rest[0]}"
+
+
+def _two(leaf: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """A batch of two, since torch.export takes a size of 1 for a constant."""
+    if axis is None or leaf.shape[axis] == 2:
+        return leaf
+    first = leaf.narrow(axis, 0, 1)
+    return torch.cat([first, leaf.narrow(axis, min(1, leaf.shape[axis] - 1), 1)], dim=axis)
+
+
+def _export(entry: _Entry, leaves: tuple[torch.Tensor, ...], axes: list[int | None]) -> tuple[Any, bool]:
+    """Export with a free batch; when the model pins it, say so with free = False."""
+    batch = torch.export.Dim("batch", min=1)
+    shapes = (tuple(None if axis is None else {axis: batch} for axis in axes),)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), _quiet_logs():
+            warnings.simplefilter("ignore")
+            return torch.export.export(entry, leaves, dynamic_shapes=shapes, strict=False), True
+    except torch._dynamo.exc.UserError as error:
+        if any(axis is not None for axis in axes) and "onstraint" in str(error):
+            return None, False
+        raise _explain(error) from error
+    except Exception as error:
+        raise _explain(error) from error
+
+
+def _explain(error: Exception) -> CaptureError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    if isinstance(error, TypeError) and "positional argument" in first:
+        return CaptureError(f"the model cannot be called on this batch ({first}); a label in the batch is not a model input")
+    return CaptureError(f"torch.export could not capture the model: {type(error).__name__}: {first[:300]}")
+
+
+@contextlib.contextmanager
+def _quiet_logs():
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """The path of the innermost module a node came from, as in `model.named_modules()`; "" for the model itself."""
+    for path, _ in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
+        if path == "model" or path.startswith("model."):
+            return path.removeprefix("model").removeprefix(".").split("@")[0]
+    return ""
+
+
+def _normalise(module: torch.fx.GraphModule) -> None:
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" or (node.op == "call_function" and _only_asserts(node)):
+            graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.target is aten.view.default:  # our neurons return other strides than the module they stand in
+            node.target = aten.reshape.default
+        _drop_in_place(node)
+        if attention.is_fused(node):
+            _split_attention(node)
+    graph.eliminate_dead_code()
+    if "_guards_fn" in dict(module.named_children()):
+        del module._guards_fn
+    graph.lint()
+    module.recompile()
+
+
+def _only_asserts(node: torch.fx.Node) -> bool:
+    name = str(node.target)
+    return not node.users and ("_assert" in name or "sym_constrain" in name)
+
+
+def _drop_in_place(node: torch.fx.Node) -> None:
+    """Replace `x.add_(y)` by `x + y` for all later readers of x, where x is not a view somebody else holds."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable or not schema.name.endswith("_") or not node.args:
+        return
+    target = node.args[0]
+    family = getattr(aten, schema.name.removeprefix("aten::")[:-1], None)
+    overload = getattr(family, node.target._overloadname, None) if family is not None else None
+    if overload is None or not isinstance(target, torch.fx.Node) or _shares_memory(target, node):
+        return
+    node.target = overload
+    later = {user for user in target.users if user is not node and _comes_after(user, node)}
+    target.replace_all_uses_with(node, delete_user_cb=lambda user: user in later)
+
+
+def _shares_memory(target: torch.fx.Node, writer: torch.fx.Node) -> bool:
+    """Whether another live value sees what is written to `target`: it is a view with a base still read, or has views."""
+    base = target
+    while base.op == "call_function" and _is_view(base):
+        base = base.args[0]
+        if any(_comes_after(user, writer) for user in base.users if user is not writer):
+            return True
+    if target.op in ("placeholder", "get_attr"):
+        return True
+    return any(_is_view(user) and any(_comes_after(u, writer) for u in user.users) and not _comes_after(user, writer)
+               for user in target.users if user is not writer)
+
+
+def _is_view(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
+
+
+def _comes_after(node: torch.fx.Node, other: torch.fx.Node) -> bool:
+    return other < node
+
+
+def _split_attention(node: torch.fx.Node) -> None:
+    def emit(target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
+        new = node.graph.call_function(target, args, kwargs)
+        new.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
+        with mode:
+            new.meta["val"] = target(*pytree.tree_map_only(torch.fx.Node, lambda n: n.meta["val"], args), **kwargs)
+        return new
+
+    mode = node.meta["val"].fake_mode
+    with node.graph.inserting_before(node):
+        try:
+            last = attention.split(node, emit)
+        except ValueError as error:
+            raise CaptureError(f"{module_path(node) or 'the model'}: {error}; call model.eval() before converting") from error
+    node.replace_all_uses_with(last)
+    node.graph.erase_node(node)
+
+
+def _locate_batch(module: torch.fx.GraphModule, axes: list[int | None]) -> None:
+    """Write on every node where its batch is: `batch_axis` for tensors (None: no batch), `batch_scaled` for sizes.
+
+    The axis is the one whose symbolic size contains the batch symbol; a node with two such axes gets -1.
+    """
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    first = next(i for i, axis in enumerate(axes) if axis is not None)
+    symbol = placeholders[first].meta["val"].shape[axes[first]].node.expr
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            node.meta["batch_axis"] = _batch_axis(value.shape, symbol)
+        elif isinstance(value, torch.SymInt):
+            node.meta["batch_scaled"] = _expression(value) is not None and symbol in _expression(value).free_symbols
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else None
+
+
+def _batch_axis(shape: Any, symbol: Any) -> int | None:
+    axes = [i for i, size in enumerate(shape) if _expression(size) is not None and symbol in _expression(size).free_symbols]
+    if not axes:
+        return None
+    return axes[0] if len(axes) == 1 else -1
+
+
+__all__ = ["Captured", "InputSpec", "call_of", "capture", "module_path", "ops", "primary"]

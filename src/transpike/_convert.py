@@ -1,0 +1,146 @@
+"""The main verb: capture, plan, calibrate, check, hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.fx
+
+from . import ops
+from ._calibrate import Calibration, Progress, calibrate, given
+from ._capture import Captured, capture
+from ._count import batch_axis
+from ._execute import cut, run_body, run_prefix
+from ._model import SpikingModel
+from ._plan import insert_sites, plan
+from ._simulate import batch_axis_of_output
+from .errors import CalibrationError, CaptureError, CheckpointError, ConfigError, PlanError
+from .measure import per_step
+from .recipes import Recipe, recipe_named
+
+
+def convert(
+    model: torch.nn.Module,
+    calibration: Iterable[Any] | Mapping[str, Any],
+    recipe: str | Recipe = "ecmt",
+    *,
+    example: Any = None,
+    batch_dim: int = 0,
+    max_samples: int | None = 512,
+    progress: Progress | None = None,
+) -> SpikingModel:
+    """Turn a pretrained module, unedited, into a spiking network without training.
+
+    Arguments:
+        model -- any module in eval mode that torch.export captures; it is not changed.
+        calibration -- unlabelled model inputs in batches (tensors, tuples of positional inputs, or dicts of keyword
+        inputs), of which `max_samples` samples are used; or thresholds by site name, as `snn.thresholds` has them.
+        recipe -- a name from `transpike.RECIPES` or a `Recipe`.
+        example -- a batch to capture with; the first calibration batch by default, required with given thresholds.
+        batch_dim -- where the inputs have their batch.
+    Returns: a SpikingModel. Raises: CaptureError, PlanError, CalibrationError, CheckpointError (NaN weights),
+    ConfigError, DataError; each names the module, site or tensor.
+    """
+    recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    if model.training:
+        raise CaptureError("the model is in training mode; call model.eval() first")
+    check_weights(model)
+    thresholds = calibration if isinstance(calibration, Mapping) and example is not None else None
+    if thresholds is None:
+        if isinstance(calibration, (torch.Tensor, Mapping)):
+            calibration = [calibration]
+        example, calibration = _peek(calibration, example)
+    captured = capture(model, example, batch_dim=batch_dim)
+    decided = plan(captured, recipe.policy)
+    if not decided.sites:
+        raise PlanError("no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer")
+    unused = recipe.unused_patterns(decided.sites)
+    if unused and recipe.name not in ("ecmt-code",):
+        raise ConfigError(f"site pattern {unused[0]!r} matches no site; transpike inspect lists the names")
+    marked = insert_sites(captured, decided)
+    if thresholds is not None:
+        found = given(decided, thresholds)
+    else:
+        found = calibrate(captured, marked, decided, recipe, calibration, max_samples=max_samples, progress=progress)
+    return assemble(model, captured, marked, decided, recipe, found, example)
+
+
+def assemble(
+    model: torch.nn.Module, captured: Captured, marked: Any, decided: Any, recipe: Recipe, found: Calibration, example: Any
+) -> SpikingModel:
+    return SpikingModel(model, captured, marked, decided, recipe, found, unfoldable=unfoldable(captured, marked, example))
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    """Raises CheckpointError naming the tensors that hold NaN or infinity."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    bad = [name for name, value in state.items() if value.is_floating_point() and not _finite(name, value)]
+    if bad:
+        raise CheckpointError(f"weights are not finite in {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; load a sound checkpoint")
+
+
+def _finite(name: str, value: torch.Tensor) -> bool:
+    """Buffers may hold -inf on purpose (attention masks); NaN never."""
+    return not bool(torch.isnan(value).any()) and ("mask" in name or "bias" in name or bool(torch.isfinite(value).all()))
+
+
+def _peek(batches: Any, example: Any) -> tuple[Any, Iterator[Any]]:
+    iterator = iter(batches)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise CalibrationError("calibration got no samples; pass at least one batch of model inputs") from None
+    return (first if example is None else example), chain([first], iterator)
+
+
+@torch.no_grad()
+def unfoldable(captured: Captured, marked: torch.fx.GraphModule, example: Any) -> str:
+    """Why time cannot be folded into the batch, or "": two different inputs run as one batch must give, at every site
+    and at the output, what each gives alone."""
+    if not captured.free_batch:
+        return f"the model was captured for a batch of {captured.batch_size} only"
+    if any(node.meta.get("batch_axis") == -1 for node in marked.graph.nodes):
+        return "a tensor has its batch in two dimensions"
+    device = next((p.device for p in marked.parameters()), torch.device("cpu"))
+    leaves = captured.flatten(example)
+    one = tuple(leaf if s.batch_axis is None else leaf.narrow(s.batch_axis, 0, 1).to(device) for s, leaf in zip(captured.inputs, leaves, strict=True))
+    other = tuple(leaf if s.batch_axis is None else _different(leaf) for s, leaf in zip(captured.inputs, one, strict=True))
+    both = tuple(a if s.batch_axis is None else torch.cat([a, b], s.batch_axis) for s, a, b in zip(captured.inputs, one, other, strict=True))
+    alone = [_fingerprints(marked, inputs, 1) for inputs in (one, other)]
+    together = _fingerprints(marked, both, 2)
+    for name, pair in together.items():
+        for t in range(2):
+            if not torch.allclose(pair[t], alone[t][name][0], rtol=1e-3, atol=1e-4):
+                return f"at {name} the samples of a batch do not stay apart along one dimension"
+    return ""
+
+
+def _different(leaf: torch.Tensor) -> torch.Tensor:
+    """Another valid input of the same shape."""
+    return leaf.flip(-1) * 0.75 if leaf.is_floating_point() else leaf.roll(1, -1)
+
+
+def _fingerprints(marked: torch.fx.GraphModule, leaves: tuple[torch.Tensor, ...], parts: int) -> dict[str, torch.Tensor]:
+    """Per site and part of the batch: two weighted means, so that a mix-up of elements shows."""
+    program = cut(marked)
+    prints: dict[str, torch.Tensor] = {}
+
+    def note(name: str, value: torch.Tensor, axis: int) -> None:
+        flat = per_step(value, parts, axis).flatten(1).double()
+        weights = torch.linspace(0.5, 1.5, flat.shape[1], dtype=torch.float64, device=flat.device)
+        size = flat.square().mean(1).sqrt() + 1e-12
+        prints[name] = torch.stack([(flat * weights).mean(1) / size, size.log()], 1)
+
+    def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        note(str(marker.args[1]), value, batch_axis(marker))
+        return value
+
+    output = run_body(program, run_prefix(program, leaves), fire)
+    note("the output", output, batch_axis_of_output(program.output))
+    return prints
+
+
+__all__ = ["convert", "ops"]

@@ -1,0 +1,133 @@
+"""Counting while the network runs: spikes at sites, operations at layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.fx
+
+from . import ops
+from ._execute import Values, call
+from .measure import Tally, dense_operations, fan_out, per_step, product_operations
+from .types import Layer, Role
+
+class Counter:
+    """Fills a tally from the masks of who fired (and, for products, whose sum of spikes is not zero after the step).
+
+    A mask follows its tensor from the site through the rearrangements to each reader; there a weight layer counts
+    spikes x fan-out, and a product counts the three terms of its compensation,
+
+        spike x spike + spike x accumulated + accumulated x spike,
+
+    by row and column counts. A weight layer that stays analog behind a neuron counts its non-zero inputs, at every step,
+    as the published monitor does for the head. The sums include the step itself, as in the published implementation's monitor, so the
+    first step counts its pairs three times. `folded` is how many steps one run of the body carries in its batch.
+    """
+
+    def __init__(self, tally: Tally, layers: Mapping[str, Layer], folded: int, samples: int) -> None:
+        self.tally = tally
+        self.layers = layers  # by node name in the marked graph
+        self.folded = folded
+        self.samples = samples
+        self.step = 0
+        self.masks: dict[torch.fx.Node, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.reach: dict[tuple[str, torch.Size], torch.Tensor] = {}
+
+    def fired(self, marker: torch.fx.Node, fired: torch.Tensor, spoken: torch.Tensor) -> None:
+        """Masks [T, ...] in the order time first; the mask is stored in the layout of the tensor."""
+        neurons = fired[0].numel() // self.samples
+        counts = fired.flatten(1).sum(1).cpu().numpy()
+        self.tally.add_spikes(str(marker.args[1]), self.step, counts, neurons)
+        axis = batch_axis(marker)
+        self.masks[marker] = (fold_back(fired, axis), fold_back(spoken, axis))
+
+    def after(self, node: torch.fx.Node, values: Values) -> None:
+        layer = self.layers.get(node.name)
+        if layer is not None:
+            self._count(layer, node, values)
+        elif node not in self.masks:
+            sources = [operand for operand in node.all_input_nodes if operand in self.masks]
+            if len(sources) == 1 and self._rearranges(node, sources[0]):
+                masks = self.masks[sources[0]]
+                self.masks[node] = tuple(call(node, {**values, sources[0]: mask}) for mask in masks)  # type: ignore[assignment]
+        for operand in node.all_input_nodes:
+            if operand in self.masks and list(operand.users)[-1] is node:
+                del self.masks[operand]
+
+    def _rearranges(self, node: torch.fx.Node, source: torch.fx.Node) -> bool:
+        from .ops.shape import KEEPS_ALL
+
+        return node.target in KEEPS_ALL and node.args[0] is source
+
+    def _count(self, layer: Layer, node: torch.fx.Node, values: Values) -> None:
+        nodes = ops.factors(node)
+        tensors = tuple(values[factor] for factor in nodes)  # type: ignore[index, union-attr]
+        dense = dense_operations(node, tensors, values[node]) // (self.folded * self.samples)  # type: ignore[arg-type]
+        if layer.role is Role.WEIGHT:
+            position = layer.signal_position
+            if nodes[position] not in self.masks:  # an analog layer behind a neuron
+                self.masks[nodes[position]] = (tensors[position] != 0,) * 2
+            counts = self._weight(node, position, tensors, values)
+        else:
+            counts = self._product(node, nodes)  # type: ignore[arg-type]
+        self.tally.add_operations(layer.name, self.step, counts.cpu().numpy().astype(np.int64), dense)
+
+    def _weight(
+        self, node: torch.fx.Node, position: int, tensors: tuple[torch.Tensor, ...], values: Values
+    ) -> torch.Tensor:
+        source = ops.factors(node)[position]  # type: ignore[index]
+        axis = batch_axis(source)  # type: ignore[arg-type]
+        mask = per_step(self.masks[source][0], self.folded, axis)  # type: ignore[index]
+        reach = self._reach(node, position, tensors, values, axis)
+        if reach.numel() == 1:
+            return mask.flatten(1).sum(1) * reach
+        counts = mask.unflatten(axis + 1, (self.samples, -1)).sum(axis + 1)
+        return (counts * reach).flatten(1).sum(1)
+
+    def _reach(
+        self, node: torch.fx.Node, position: int, tensors: tuple[torch.Tensor, ...], values: Values, axis: int
+    ) -> torch.Tensor:
+        operand, weight = tensors[position], tensors[1 - position]
+        if node.target is torch.ops.aten.linear.default:
+            return torch.tensor(weight.shape[0], device=operand.device)
+        if node.target in (torch.ops.aten.matmul.default, torch.ops.aten.mm.default) and position == 0 and weight.dim() == 2:
+            return torch.tensor(weight.shape[1], device=operand.device)
+        sample = operand.narrow(axis, 0, operand.shape[axis] // (self.folded * self.samples))
+        key = (node.name, sample.shape)
+        if key not in self.reach:
+            names = ops.factors(node)
+
+            def rest(probe: torch.Tensor, ones: torch.Tensor) -> torch.Tensor:
+                replaced = {names[position]: probe, names[1 - position]: ones}  # type: ignore[index]
+                others = {n: _small(values[n], probe.dtype) for n in node.all_input_nodes if n not in replaced}
+                return call(node, {**others, **replaced})
+
+            self.reach[key] = fan_out(node, position, sample, weight, rest)
+        return self.reach[key]
+
+    def _product(self, node: torch.fx.Node, nodes: tuple[torch.fx.Node, torch.fx.Node]) -> torch.Tensor:
+        axes = (batch_axis(nodes[0]), batch_axis(nodes[1]))
+        (left, left_sum), (right, right_sum) = (self.masks[operand] for operand in nodes)
+        pairs = ((left, right), (left, right_sum), (left_sum, right))
+        return sum(product_operations(node, a, b, self.folded, axes) for a, b in pairs)  # type: ignore[return-value]
+
+
+def _small(value: object, dtype: torch.dtype) -> object:
+    """Other tensors of the call (a bias) in the probe's dtype."""
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def batch_axis(node: torch.fx.Node) -> int:
+    """Where a value has its batch; 0 for values of a model captured for one batch size."""
+    axis = node.meta.get("batch_axis")
+    return 0 if axis is None else axis
+
+
+def fold_back(value: torch.Tensor, axis: int) -> torch.Tensor:
+    """[T, ..., B, ...] -> [..., T*B, ...]: time back into the batch axis, outermost."""
+    return value.movedim(0, axis).flatten(axis, axis + 1)
+
+
+__all__ = ["Counter", "batch_axis", "fold_back"]

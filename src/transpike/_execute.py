@@ -1,0 +1,100 @@
+"""Running a marked graph: what lies before the first neuron once, the rest as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx.node import map_arg
+
+from . import ops
+
+Values = dict[torch.fx.Node, Any]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A marked graph cut in two.
+
+    prefix -- nodes that no neuron precedes: their values do not change with the step. body -- the rest.
+    crossing -- prefix nodes the body reads. dead_after -- body values nobody reads after a node.
+    """
+
+    module: torch.fx.GraphModule
+    prefix: tuple[torch.fx.Node, ...]
+    body: tuple[torch.fx.Node, ...]
+    crossing: tuple[torch.fx.Node, ...]
+    dead_after: Mapping[torch.fx.Node, tuple[torch.fx.Node, ...]]
+    output: torch.fx.Node
+
+
+def cut(module: torch.fx.GraphModule) -> Program:
+    nodes = list(module.graph.nodes)
+    body: list[torch.fx.Node] = []
+    moving: set[torch.fx.Node] = set()
+    for node in nodes:
+        if ops.is_site(node) or any(operand in moving for operand in node.all_input_nodes):
+            moving.add(node)
+            body.append(node)
+    output = next(node for node in nodes if node.op == "output")
+    body = [node for node in body if node is not output]
+    prefix = tuple(node for node in nodes if node not in moving and node is not output)
+    read = {operand for node in (*body, output) for operand in node.all_input_nodes}
+    dead: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    seen = set(output.all_input_nodes)
+    for node in reversed(body):
+        for operand in (*node.all_input_nodes, node):
+            if operand in moving and operand not in seen:
+                seen.add(operand)
+                dead.setdefault(node, []).append(operand)
+    frozen = {node: tuple(operands) for node, operands in dead.items()}
+    return Program(module, prefix, tuple(body), tuple(node for node in prefix if node in read), frozen, output)
+
+
+def run_prefix(program: Program, leaves: tuple[torch.Tensor, ...]) -> Values:
+    """Values of the prefix nodes that the body reads."""
+    values: Values = {}
+    inputs = iter(leaves)
+    for node in program.prefix:
+        if node.op == "placeholder":
+            values[node] = next(inputs)
+        elif node.op == "get_attr":
+            values[node] = fetch(program.module, str(node.target))
+        else:
+            values[node] = call(node, values)
+    return {node: values[node] for node in program.crossing}
+
+
+def run_body(
+    program: Program,
+    crossing: Values,
+    fire: Callable[[torch.fx.Node, torch.Tensor], torch.Tensor],
+    after: Callable[[torch.fx.Node, Values], None] | None = None,
+) -> torch.Tensor:
+    """Run the body once. `fire(marker, value)` stands at every site; `after(node, values)` sees each value computed."""
+    values = dict(crossing)
+    for node in program.body:
+        if ops.is_site(node):
+            values[node] = fire(node, values[node.args[0]])  # type: ignore[index]
+        else:
+            values[node] = call(node, values)
+        if after is not None:
+            after(node, values)
+        for dead in program.dead_after.get(node, ()):
+            del values[dead]
+    result = map_arg(program.output.args[0], values.__getitem__)
+    return result[0] if isinstance(result, (tuple, list)) else result
+
+
+def call(node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
+    return node.target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
+
+
+def fetch(module: torch.nn.Module, path: str) -> Any:
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

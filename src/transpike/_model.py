@@ -1,0 +1,112 @@
+"""module, calibration, recipe -> SpikingModel: the converted network, ready to simulate, price and save."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.fx
+
+from ._calibrate import Calibration, batch_size
+from ._capture import Captured
+from ._execute import cut
+from ._plan import Plan
+from ._simulate import Run, simulate
+from .neurons import Neuron
+from .recipes import Recipe
+from .types import Layer, Role, Threshold
+
+
+class SpikingModel:
+    """A converted network. Its weights are those of the source module (shared, unchanged); all it adds are thresholds.
+
+    Attributes: plan, recipe, calibration -- the decisions, all printable. source_module -- the module that was
+    converted. unfoldable -- why the time-steps cannot be folded into the batch, or "".
+    """
+
+    def __init__(
+        self,
+        source_module: torch.nn.Module,
+        captured: Captured,
+        marked: torch.fx.GraphModule,
+        plan: Plan,
+        recipe: Recipe,
+        calibration: Calibration,
+        *,
+        unfoldable: str = "",
+    ) -> None:
+        self.source_module = source_module
+        self.captured = captured
+        self.plan = plan
+        self.recipe = recipe
+        self.calibration = calibration
+        self.unfoldable = unfoldable
+        self.program = cut(marked)
+        self.neurons: Mapping[str, Neuron] = {site.name: recipe.neuron_for(site) for site in plan.sites}
+
+    @property
+    def thresholds(self) -> Mapping[str, Threshold]:
+        return self.calibration.thresholds
+
+    @cached_property
+    def layers_by_node(self) -> Mapping[str, Layer]:
+        """Layers whose operations are counted, by the name of their node in the marked graph: all that spike, and
+        weight layers that stay analog behind a neuron."""
+        behind = {node.name for node in self.program.body}
+        weights = [layer for layer in self.plan.layers if layer.role is Role.WEIGHT and any(layer.signals)]
+        counted = [layer for layer in self.plan.layers if layer.spiking] + [w for w in weights if w.node in behind]
+        return {layer.node: layer for layer in counted}
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.program.module.parameters()), torch.device("cpu"))
+
+    def to(self, *args: Any, **kwargs: Any) -> SpikingModel:
+        """Move or cast as `torch.nn.Module.to` does; the source module, which shares the weights, goes along."""
+        self.program.module.to(*args, **kwargs)
+        self.source_module.to(*args, **kwargs)
+        return self
+
+    def prepare(self, inputs: Any) -> tuple[torch.Tensor, ...]:
+        """The tensors of a batch, checked against the captured signature, on the model's device."""
+        return tuple(leaf.to(self.device) for leaf in self.captured.flatten(inputs))
+
+    def samples_in(self, leaves: tuple[torch.Tensor, ...]) -> int:
+        return batch_size(self.captured, leaves)
+
+    def simulate(self, inputs: Any, steps: int | None = None, *, mode: str = "auto", count: bool = True) -> Run:
+        """Simulate `steps` time-steps on a batch of model inputs; see `transpike.simulate`."""
+        return simulate(self, inputs, steps=self.recipe.steps if steps is None else steps, mode=mode, count=count)
+
+    @torch.no_grad()
+    def source(self, inputs: Any) -> torch.Tensor:
+        """The source module's own output on the same inputs."""
+        from ._capture import fixed_arguments, primary
+
+        args, kwargs = self.captured.structure.call(self.prepare(inputs))
+        return primary(self.source_module(*args, **{**fixed_arguments(self.source_module), **kwargs}))
+
+    def energy(self, run: Any) -> Any:
+        """Price a run (or a tally) with the paper's account; prints as a table."""
+        from .energy import paper_account
+
+        return paper_account(getattr(run, "spikes", run), self.plan)
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the converted network to a folder: safetensors + JSON, no calibration data, no pickle."""
+        from .codecs.bundle import save
+
+        return save(self, Path(directory))
+
+    def __str__(self) -> str:
+        sites, neurons = len(self.plan.sites), sum(site.neurons for site in self.plan.sites)
+        how = f"streams only: {self.unfoldable}" if self.unfoldable else "folds"
+        return f"SpikingModel({type(self.source_module).__name__}, recipe {self.recipe.name}, {sites} sites, {neurons:,} neurons, {how})"
+
+    __repr__ = __str__
+
+
+Batches = Iterable[Any]

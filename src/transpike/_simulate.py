@@ -1,0 +1,131 @@
+"""SpikingModel, batch -> Run: T steps, folded into the batch or one after the other.
+
+Every compensated operator is the source operator on running means, so the simulator runs the source graph and only the
+neurons have state (DESIGN 2.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.fx
+
+from ._count import Counter, batch_axis, fold_back
+from ._execute import Values, run_body, run_prefix
+from .errors import ConfigError
+from .measure import Tally, per_step
+from .neurons import trajectory
+
+if TYPE_CHECKING:
+    from ._model import SpikingModel
+
+MODES = ("auto", "folded", "streaming")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What T steps gave: `outputs` [T, ...], the network's output after each step; `spikes`, all counts."""
+
+    outputs: torch.Tensor
+    spikes: Tally
+    mode: str
+
+    @property
+    def steps(self) -> int:
+        return self.outputs.shape[0]
+
+    def __str__(self) -> str:
+        shape = " x ".join(map(str, self.outputs.shape))
+        spikes = self.spikes.spikes_per_neuron().sum()
+        return f"Run: outputs {shape}, {self.steps} steps {self.mode}, {spikes:.2f} spikes per neuron"
+
+
+@torch.no_grad()
+def simulate(model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto", count: bool = True) -> Run:
+    """Simulate `steps` time-steps on one batch.
+
+    Arguments: inputs -- as the source model takes them: a tensor, a tuple or a dict. mode -- "folded" runs all steps
+    as one batch of T x B; "streaming" runs them one after the other with one tensor of state per neuron, memory
+    independent of T; "auto" folds where conversion found that the model allows it. count -- also count spikes and
+    synaptic operations.
+    Raises: ConfigError for steps < 1 or a mode the model does not allow; DataError for inputs of another shape.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    if mode not in MODES:
+        raise ConfigError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode == "folded" and model.unfoldable:
+        raise ConfigError(f"this model cannot run folded ({model.unfoldable}); use mode='streaming'")
+    leaves = model.prepare(inputs)
+    tally = Tally(steps, samples=model.samples_in(leaves))
+    folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
+    outputs = (_folded if folded else _streaming)(model, leaves, tally, count)
+    return Run(outputs, tally, "folded" if folded else "streaming")
+
+
+def _folded(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool) -> torch.Tensor:
+    steps = tally.steps
+    values = run_prefix(model.program, leaves)
+    crossing = {node: repeat(node, value, steps) for node, value in values.items()}
+    counter = Counter(tally, model.layers_by_node, steps, tally.samples) if count else None
+
+    def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        site, axis = str(marker.args[1]), batch_axis(marker)
+        drive = per_step(value, steps, axis)
+        out, fired, spoken = trajectory(model.neurons[site], drive, model.thresholds[site], masks=count)
+        if counter is not None and fired is not None and spoken is not None:
+            counter.fired(marker, fired, spoken)
+        return fold_back(out, axis)
+
+    output = run_body(model.program, crossing, fire, None if counter is None else counter.after)
+    return per_step(output, steps, batch_axis_of_output(model.program.output))
+
+
+def repeat(node: torch.fx.Node, value: Any, steps: int) -> Any:
+    """A value of the prefix as the folded body reads it: T copies along the batch, sizes times T."""
+    if isinstance(value, torch.Tensor):
+        axis = node.meta.get("batch_axis")
+        if axis is None:
+            return value
+        copies = [1] * value.dim()
+        copies[axis] = steps
+        return value.repeat(copies)
+    if isinstance(value, int) and node.meta.get("batch_scaled"):
+        return value * steps
+    return value
+
+
+def batch_axis_of_output(output: torch.fx.Node) -> int:
+    result = output.args[0]
+    return batch_axis(result[0] if isinstance(result, (tuple, list)) else result)  # type: ignore[arg-type]
+
+
+def _streaming(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool) -> torch.Tensor:
+    crossing = run_prefix(model.program, leaves)
+    state: dict[str, torch.Tensor] = {}
+    counter = Counter(tally, model.layers_by_node, 1, tally.samples) if count else None
+    outputs = []
+    for t in range(1, tally.steps + 1):
+        if counter is not None:
+            counter.step = t - 1
+        outputs.append(step(model, crossing, state, t, counter))
+    return torch.stack(outputs)
+
+
+def step(
+    model: SpikingModel, crossing: Values, state: dict[str, torch.Tensor], t: int, counter: Counter | None
+) -> torch.Tensor:
+    """One step of all neurons; `state` (by site) is what step t-1 left and is replaced by what step t leaves."""
+
+    def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        site = str(marker.args[1])
+        after, out, emitted = model.neurons[site].step(state.get(site), t, value, model.thresholds[site])
+        state[site] = after
+        if counter is not None:
+            axis = batch_axis(marker)
+            counter.fired(marker, per_step(emitted != 0, 1, axis), per_step(after != 0, 1, axis))
+        return out
+
+    return run_body(model.program, crossing, fire, None if counter is None else counter.after)

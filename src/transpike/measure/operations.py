@@ -1,0 +1,86 @@
+"""Operations of one layer: how many a dense layer needs, and how many one spike causes."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+import torch.fx
+
+from ..ops import FACTORS
+from ..ops.multiply import ELEMENTWISE
+
+aten = torch.ops.aten
+
+
+def dense_operations(node: torch.fx.Node, factors: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor) -> int:
+    """Multiply-accumulates of the layer as the source model runs it, padding included (as FLOP counters do, halved)."""
+    left, right = factors
+    if node.target in ELEMENTWISE:
+        return out.numel()
+    name = str(node.target)
+    if "transpose" in name:
+        return left.numel() * prod(right.shape[1:])
+    if "conv" in name:
+        return out.numel() * prod(right.shape[1:])
+    if node.target is aten.linear.default:
+        return out.numel() * right.shape[-1]
+    if node.target is aten.einsum.default:
+        return _einsum_size(str(node.args[0]), left, right)
+    return out.numel() * left.shape[-1]  # matrix products
+
+
+def _einsum_size(equation: str, left: torch.Tensor, right: torch.Tensor) -> int:
+    names = equation.replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for labels, tensor in zip(names, (left, right), strict=True):
+        sizes.update(zip(labels.replace("...", ""), tensor.shape[-len(labels.replace("...", "")) :], strict=True))
+    return prod(sizes.values())
+
+
+def fan_out(node: torch.fx.Node, position: int, operand: torch.Tensor, weight: torch.Tensor, rest: Any) -> torch.Tensor:
+    """How many outputs each element of the spiking operand reaches, in the operand's shape (of one sample).
+
+    The layer is linear in the operand, so with all weights 1 this is its transpose applied to ones: exact for padding,
+    stride, dilation and groups. `rest(operand, weight)` calls the operator with its other arguments.
+    """
+    with torch.enable_grad():
+        probe = torch.zeros_like(operand, dtype=torch.float64).requires_grad_()
+        out = rest(probe, torch.ones_like(weight, dtype=torch.float64))
+        (reach,) = torch.autograd.grad(out, probe, torch.ones_like(out))
+    return reach.round().to(torch.int64)
+
+
+def product_operations(
+    node: torch.fx.Node, left: torch.Tensor, right: torch.Tensor, steps: int, axes: tuple[int, int]
+) -> torch.Tensor:
+    """Pairs of non-zero elements that a product multiplies, per step: sum over k of count_left(k) count_right(k).
+
+    Arguments: left, right -- bool masks in the operands' shapes, time folded into the batch axes `axes`.
+    Returns: int64 [steps]. By counts of rows and columns, never by a second product.
+    """
+    if node.target in ELEMENTWISE:
+        both = torch.logical_and(left, right)
+        return per_step(both, steps, axes[0]).flatten(1).sum(1)
+    if node.target is aten.einsum.default:
+        return _einsum_pairs(str(node.args[0]), left, right, steps, axes)
+    left_counts = per_step(left.sum(-2), steps, axes[0])
+    right_counts = per_step(right.sum(-1), steps, axes[1])
+    return (left_counts * right_counts).flatten(1).sum(1)
+
+
+def _einsum_pairs(
+    equation: str, left: torch.Tensor, right: torch.Tensor, steps: int, axes: tuple[int, int]
+) -> torch.Tensor:
+    first, second = equation.replace(" ", "").split("->")[0].split(",")
+    pieces = (per_step(left, steps, axes[0]), per_step(right, steps, axes[1]))
+    return torch.einsum(f"Z{first},Z{second}->Z", *(piece.to(torch.float64) for piece in pieces)).round().to(torch.int64)
+
+
+def per_step(value: torch.Tensor, steps: int, axis: int) -> torch.Tensor:
+    """[..., T*B, ...] -> [T, ..., B, ...]: time out of the batch axis to the front."""
+    return value.unflatten(axis, (steps, -1)).movedim(axis, 0)
+
+
+__all__ = ["FACTORS", "dense_operations", "fan_out", "per_step", "product_operations"]

@@ -1,0 +1,22 @@
+"""Neurons: functions from a trajectory of running means to a trajectory of running means, one file each.
+
+A neuron is a frozen, serialisable value with one pure function
+
+    step(state, t, mean_in, threshold) -> (state, mean_out, emitted)
+
+`state` is None before the first step and one tensor of float32 (or float64) afterwards; nothing else survives a step.
+To add a neuron, add its file and its row in NEURONS.
+"""
+
+from __future__ import annotations
+
+from .multi_threshold import MultiThreshold
+from .published import PublishedMultiThreshold
+from .trajectory import Neuron, trajectory
+
+NEURONS: dict[str, type[Neuron]] = {
+    "multi-threshold": MultiThreshold,
+    "published-multi-threshold": PublishedMultiThreshold,
+}
+
+__all__ = ["NEURONS", "MultiThreshold", "Neuron", "PublishedMultiThreshold", "trajectory"]

@@ -1,0 +1,78 @@
+"""The multi-threshold neuron of ECMT, as the paper defines it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..errors import ConfigError
+from ..types import Threshold
+from .rate import rate_step
+
+# Nearest power of two of a float: add half a mantissa, clear the mantissa. The tie 1.5 * 2^k goes up.
+BITS = {
+    torch.float32: (torch.int32, 0x00400000, -0x00800000),
+    torch.float64: (torch.int64, 0x0008000000000000, -0x0010000000000000),
+}
+
+
+def nearest_power_of_two(value: torch.Tensor) -> torch.Tensor:
+    """Round non-negative floats to the nearest power of two, in one add and one mask on the bit pattern."""
+    integer, half, mask = BITS[value.dtype]
+    return value.view(integer).add(half).bitwise_and_(mask).view(value.dtype)
+
+
+@dataclass(frozen=True)
+class MultiThreshold:
+    """Signed neuron with n levels per sign, theta 2^-k, k = 0..n-1; the threshold is the LARGEST level.
+
+        Q(m) = the level nearest to m, with its sign;  0 where |m| < cutoff theta 2^-(n-1)
+
+    Arguments: levels -- n, per sign. cutoff -- the smallest |m| that fires, in units of the smallest level: 1 is the
+    paper's rule; 0.5 rounds to the nearest of zero and the smallest level.
+    Source: arXiv 2502.21193, multi-threshold neuron; restated with theta as the largest level in later work. Ties go
+    to the larger level, which the paper leaves open.
+    """
+
+    name: ClassVar[str] = "multi-threshold"
+    levels: int = 8
+    cutoff: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.levels, int) or not 1 <= self.levels <= 24:
+            raise ConfigError(f"levels must be a whole number from 1 to 24, not {self.levels!r}")
+        if not 0 < self.cutoff <= 1:
+            raise ConfigError(f"cutoff must be in (0, 1], not {self.cutoff!r}")
+
+    def step(
+        self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return rate_step(lambda potential: self.quantise(potential, threshold), state, t, mean_in)
+
+    def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
+        """Q(m) for potentials of any shape, in float32 or float64. A threshold of 0 silences its sign."""
+        smallest = 2.0 ** -(self.levels - 1)
+        scale, amplitude = signed_scale(potential, threshold)
+        size = (potential / scale).abs_()
+        level = nearest_power_of_two(size).clamp_(smallest, 1.0).mul_(size >= self.cutoff * smallest)
+        return level.mul_(amplitude).copysign_(potential)
+
+
+def signed_scale(
+    potential: torch.Tensor, threshold: Threshold
+) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """What to divide a potential by (infinity where its sign is silent) and what a level of 1 is worth."""
+    infinity = float("inf")
+    scales = [theta if theta > 0 else infinity for theta in (threshold.positive, threshold.negative)]
+    amplitudes = [max(theta, 0.0) for theta in (threshold.positive, threshold.negative)]
+    if scales[0] == scales[1]:
+        return scales[0], amplitudes[0]
+    up = potential >= 0
+    return _choose(up, scales, potential), _choose(up, amplitudes, potential)
+
+
+def _choose(condition: torch.Tensor, values: list[float], like: torch.Tensor) -> torch.Tensor:
+    first, second = (torch.tensor(value, dtype=like.dtype, device=like.device) for value in values)
+    return torch.where(condition, first, second)

@@ -1,0 +1,59 @@
+"""What a neuron is, and how one runs over all T steps at once."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+
+from ..types import Threshold
+
+# Elements of one step handled together: state and temporaries stay in cache (measured: 2**18 float32 is the fastest
+# power of two on a two-core server CPU, 2.3 times a plain copy of the tensor at T = 4).
+CHUNK = 1 << 18
+
+
+@runtime_checkable
+class Neuron(Protocol):
+    """A frozen dataclass with the fields that define the neuron, and `step`."""
+
+    name: ClassVar[str]
+
+    @property
+    def levels(self) -> int: ...
+
+    def step(
+        self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Neuron state is float32 at least, whatever autocast makes of the input."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def trajectory(
+    neuron: Neuron, mean_in: torch.Tensor, threshold: Threshold, *, masks: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Run `neuron` over a whole trajectory, chunk by chunk.
+
+    Arguments: mean_in -- running means of the input after each step, [T, ...]. masks -- also say who fired.
+    Returns: running means of the output [T, ...]; and, with masks, two bool tensors [T, ...]: who emitted a spike in a
+    step, and whose emitted sum is non-zero after it (what a compensated product multiplies with).
+    Invariant: equals calling `neuron.step` T times on whole tensors, bit for bit.
+    """
+    steps, shape = mean_in.shape[0], mean_in.shape
+    flat = mean_in.reshape(steps, -1)
+    out = torch.empty(flat.shape, dtype=state_dtype(mean_in.dtype), device=mean_in.device)
+    fired = torch.empty(flat.shape, dtype=torch.bool, device=mean_in.device) if masks else None
+    spoken = torch.empty(flat.shape, dtype=torch.bool, device=mean_in.device) if masks else None
+    size = CHUNK if mean_in.device.type == "cpu" else max(flat.shape[1], 1)
+    for start in range(0, flat.shape[1], size):
+        part = slice(start, start + size)
+        state = None
+        for t in range(steps):
+            state, out[t, part], emitted = neuron.step(state, t + 1, flat[t, part], threshold)
+            if fired is not None and spoken is not None:
+                torch.ne(emitted, 0, out=fired[t, part])
+                torch.ne(state, 0, out=spoken[t, part])
+    return out.view(shape), fired if fired is None else fired.view(shape), spoken if spoken is None else spoken.view(shape)

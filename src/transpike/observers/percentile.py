@@ -1,0 +1,33 @@
+"""Thresholds at a percentile of the activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import ConfigError
+from ..types import Threshold
+from .histogram import Histogram
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """The `fraction`-quantile as base amplitude.
+
+    Arguments: fraction -- in (0, 1]; 1 is the maximum. symmetric -- True: one threshold for both signs, the quantile
+    of |x|; False: one per sign, Q(fraction) of x and -Q(1 - fraction) of x, as ECMT does.
+    """
+
+    name: ClassVar[str] = "percentile"
+    fraction: float = 0.9999
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"percentile must be in (0, 1], not {self.fraction!r} (0.99 means 99 %)")
+
+    def threshold(self, histogram: Histogram) -> Threshold:
+        if self.symmetric:
+            theta = histogram.magnitude_quantile(self.fraction)
+            return Threshold(theta, theta)
+        return Threshold(histogram.quantile(self.fraction), -histogram.quantile(1 - self.fraction))

@@ -1,0 +1,74 @@
+"""Pointwise and reducing nonlinearities: kept exactly, by expectation compensation."""
+
+from __future__ import annotations
+
+import torch
+
+from ..types import Role
+from .rule import Rule, always
+
+aten = torch.ops.aten
+
+NONLINEAR = (
+    aten.relu.default,
+    aten.relu6.default,
+    aten.leaky_relu.default,
+    aten.prelu.default,
+    aten.elu.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.mish.default,
+    aten.softplus.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.clamp.Tensor,
+    aten.clamp_min.default,
+    aten.clamp_max.default,
+    aten.exp.default,
+    aten.log.default,
+    aten.erf.default,
+    aten.abs.default,
+    aten.square.default,
+    aten.sqrt.default,
+    aten.rsqrt.default,
+    aten.reciprocal.default,
+    aten.pow.Tensor_Scalar,
+    aten.pow.Tensor_Tensor,
+    aten.pow.Scalar,
+    aten.maximum.default,
+    aten.minimum.default,
+    aten.amax.default,
+    aten.amin.default,
+    aten.max.dim,
+    aten.max.default,
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool2d_with_indices.default,
+    aten.adaptive_max_pool2d.default,
+    aten.glu.default,
+    aten.var.correction,
+    aten.std.correction,
+    aten.norm.ScalarOpt_dim,
+    aten.linalg_vector_norm.default,
+    aten.logsumexp.default,
+    aten.sin.default,
+    aten.cos.default,
+    # Comparisons of a signal: evaluated on the running mean like any other function of it.
+    aten.gt.Scalar,
+    aten.ge.Scalar,
+    aten.lt.Scalar,
+    aten.le.Scalar,
+    aten.eq.Scalar,
+    aten.ne.Scalar,
+    aten.isinf.default,
+    aten.isnan.default,
+    aten.nan_to_num.default,
+)
+
+RULES: dict[object, Rule] = {op: always(Role.NONLINEAR) for op in NONLINEAR}

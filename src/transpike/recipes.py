@@ -1,0 +1,199 @@
+"""Named methods: a recipe is a neuron, a range rule and a placement policy, with choices by kind of site or by name.
+
+A recipe is a frozen value that serialises to JSON; `RECIPES` maps the names the command line takes to the functions
+that build them. To add a published method, add its function and its row, and name every deviation in its docstring.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from ._plan import Policy
+from .errors import ConfigError
+from .neurons import NEURONS, MultiThreshold, Neuron, PublishedMultiThreshold
+from .observers import RANGE_RULES, Percentile, RangeRule
+from .types import Site, SiteKind, Threshold
+
+
+@dataclass(frozen=True)
+class SiteChoice:
+    """What differs for some sites; None keeps the recipe's choice. `threshold` is given instead of calibrated."""
+
+    levels: int | None = None
+    range: RangeRule | None = None
+    threshold: Threshold | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to convert: printed in the plan, stored with the model.
+
+    Arguments:
+        name -- for reports. neuron -- the neuron of every site. range -- how calibration sets thresholds.
+        policy -- where neurons go. kinds -- choices by kind of site (`SiteKind`); patterns -- choices by site name
+        (as in `fnmatch`, for example "blocks.0.*" or "*.mlp.fc2:input"); patterns win over kinds, later over earlier.
+        threshold_bits -- calibrated thresholds are rounded up to this many significant bits, so that every level is
+        exact in bfloat16 (8 bits) and every sum of levels exact in float32; None keeps them as they come.
+        steps -- the number of steps used where a caller names none.
+    """
+
+    name: str
+    neuron: Neuron
+    range: RangeRule
+    policy: Policy = field(default_factory=Policy)
+    kinds: Mapping[SiteKind, SiteChoice] = field(default_factory=dict)
+    patterns: Mapping[str, SiteChoice] = field(default_factory=dict)
+    threshold_bits: int | None = 8
+    steps: int = 8
+
+    def choice(self, site: Site) -> SiteChoice:
+        """The levels, range rule and given threshold that hold for one site."""
+        merged = SiteChoice(self.neuron.levels, self.range, None)
+        found = [self.kinds.get(site.kind)]
+        found += [choice for pattern, choice in self.patterns.items() if fnmatch.fnmatchcase(site.name, pattern)]
+        for choice in filter(None, found):
+            given = {f.name: getattr(choice, f.name) for f in fields(choice) if getattr(choice, f.name) is not None}
+            merged = replace(merged, **given)
+        return merged
+
+    def neuron_for(self, site: Site) -> Neuron:
+        return replace(self.neuron, levels=self.choice(site).levels)  # type: ignore[type-var]
+
+    def unused_patterns(self, sites: tuple[Site, ...]) -> list[str]:
+        return [p for p in self.patterns if not any(fnmatch.fnmatchcase(site.name, p) for site in sites)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "neuron": {"type": self.neuron.name, **asdict(self.neuron)},  # type: ignore[call-overload]
+            "range": _range_to_json(self.range),
+            "policy": asdict(self.policy),
+            "kinds": {str(kind): _choice_to_json(choice) for kind, choice in self.kinds.items()},
+            "patterns": {pattern: _choice_to_json(choice) for pattern, choice in self.patterns.items()},
+            "threshold_bits": self.threshold_bits,
+            "steps": self.steps,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Recipe:
+        """Raises ConfigError naming what is missing, unknown or out of range."""
+        try:
+            return Recipe(
+                name=str(data["name"]),
+                neuron=_build(NEURONS, data["neuron"], "neuron"),
+                range=_build(RANGE_RULES, data["range"], "range rule"),
+                policy=Policy(**data.get("policy", {})),
+                kinds={SiteKind(kind): _choice_from_json(choice) for kind, choice in data.get("kinds", {}).items()},
+                patterns={pattern: _choice_from_json(choice) for pattern, choice in data.get("patterns", {}).items()},
+                threshold_bits=data.get("threshold_bits"),
+                steps=int(data.get("steps", 8)),
+            )
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"not a recipe: {type(error).__name__} at {error}") from error
+
+
+def _range_to_json(rule: RangeRule) -> dict[str, Any]:
+    return {"type": rule.name, **asdict(rule)}  # type: ignore[call-overload]
+
+
+def _choice_to_json(choice: SiteChoice) -> dict[str, Any]:
+    return {
+        "levels": choice.levels,
+        "range": None if choice.range is None else _range_to_json(choice.range),
+        "threshold": None if choice.threshold is None else choice.threshold.to_json(),
+    }
+
+
+def _choice_from_json(data: Mapping[str, Any]) -> SiteChoice:
+    rule, threshold = data.get("range"), data.get("threshold")
+    return SiteChoice(
+        data.get("levels"),
+        None if rule is None else _build(RANGE_RULES, rule, "range rule"),
+        None if threshold is None else Threshold(*map(float, threshold)),
+    )
+
+
+def _build(table: Mapping[str, Any], data: Mapping[str, Any], what: str) -> Any:
+    arguments = dict(data)
+    kind = arguments.pop("type", None)
+    if kind not in table:
+        raise ConfigError(f"unknown {what} {kind!r}; known: {', '.join(table)}")
+    return table[kind](**arguments)
+
+
+def round_up(value: float, bits: int | None) -> float:
+    """The smallest float with `bits` significant bits that is not below `value` (which keeps its sign)."""
+    if bits is None or value == 0:
+        return value
+    mantissa, exponent = math.frexp(abs(value))
+    return math.copysign(math.ldexp(math.ceil(mantissa * 2**bits) / 2**bits, exponent), value)
+
+
+# --- published methods -----------------------------------------------------------------------------------------------
+
+
+def ecmt(
+    *,
+    levels: int = 8,
+    percentile: float = 0.9999,
+    symmetric: bool = False,
+    cutoff: float = 1.0,
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """ECMT as the paper has it: the calibrated base is the largest level, the nearest level fires.
+
+    Source: arXiv 2502.21193. Left open there and chosen here: the percentile (99.99 % of all activations of a site,
+    one threshold per sign and tensor), a neuron before the head, ties to the larger level, thresholds rounded up to
+    8 significant bits.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    return Recipe("ecmt", MultiThreshold(levels, cutoff), Percentile(percentile, symmetric), policy)
+
+
+def ecmt_code(
+    *,
+    levels: int = 8,
+    percentile: float = 0.99,
+    softmax: float | None = 0.0125,
+    fc2: tuple[float, float] | None = (0.25, 0.08),
+    first_layer: str = "analog",
+    head: str = "analog",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """ECMT as its published implementation runs it: the 99 % quantile is the smallest of 8 levels; softmax output
+    0.0125 for both signs; input of a ViT's second MLP layer 0.25 and 0.08; no neuron before the head.
+
+    Source: released code of arXiv 2502.21193. Differences: quantiles are taken over all calibration samples together,
+    not averaged over batches of 64 (which would depend on the batch size), and never over evaluation data. The fc2
+    constants are given by module name; pass fc2=None for models whose published setting calibrates it (EVA).
+    """
+    kinds = {} if softmax is None else {SiteKind.SOFTMAX: SiteChoice(threshold=Threshold(softmax, softmax))}
+    patterns = {} if fc2 is None else {"*fc2:input": SiteChoice(threshold=Threshold(*fc2))}
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    return Recipe("ecmt-code", PublishedMultiThreshold(levels), Percentile(percentile), policy, kinds, patterns, None)
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {"ecmt": ecmt, "ecmt-code": ecmt_code}
+
+
+def recipe_named(name: str, **options: Any) -> Recipe:
+    """The recipe of that name with options changed. Raises ConfigError with suggestions."""
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ConfigError(f"no recipe named {name!r}; {hint}known recipes: {', '.join(RECIPES)}")
+    try:
+        return RECIPES[name](**options)
+    except TypeError as error:
+        raise ConfigError(f"recipe {name}: {error}") from error
