@@ -93,7 +93,7 @@ class SpikingModel:
         """Price a run (or a tally) with the paper's account; prints as a table."""
         from .energy import paper_account
 
-        return paper_account(getattr(run, "spikes", run), self.plan)
+        return paper_account(run.spikes if isinstance(run, Run) else run, self.plan)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write the converted network to a folder: safetensors + JSON, no calibration data, no pickle."""

