@@ -72,15 +72,11 @@ def _timm_mixer() -> nn.Module:
     return MlpMixer(CLASSES, img_size=32, patch_size=8, num_blocks=DEPTH, embed_dim=WIDTH)
 
 
-def _vgg11_bn() -> nn.Module:
-    from torchvision.models.vgg import VGG, make_layers
+def _vgg_bn() -> nn.Module:
+    from timm.models.vgg import VGG
 
-    plan = [8, "M", 16, "M", 24, 24, "M", 32, 32, "M", 32, 32, "M"]
-    model = VGG(make_layers(plan, batch_norm=True), num_classes=CLASSES)
-    model.avgpool = nn.AdaptiveAvgPool2d((2, 2))  # the stock 7 x 7 pool and 4096-wide head are 120 million weights
-    hidden = nn.Linear(128, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 32), nn.ReLU(True), nn.Dropout()
-    model.classifier = nn.Sequential(*hidden, nn.Linear(32, CLASSES))
-    return model
+    plan = [8, "M", 16, "M", 24, 24, "M", 32, 32, "M", 32, 32, "M"]  # the stock widths are 120 million weights
+    return VGG(plan, num_classes=CLASSES, norm_layer=nn.BatchNorm2d, mlp_ratio=0.01)
 
 
 def _torchvision_vit() -> nn.Module:
@@ -234,7 +230,7 @@ FAMILIES: tuple[Family, ...] = (
     _family("timm_mixer", _timm_mixer, partial(_images, 32)),
     _family("timm_efficientnet", partial(_timm_cnn, MBCONV, nn.SiLU), partial(_images, 32)),
     _family("timm_mobilenetv2", partial(_timm_cnn, INVERTED, nn.ReLU6), partial(_images, 32)),
-    _family("torchvision_vgg11_bn", _vgg11_bn, partial(_images, 64)),
+    _family("timm_vgg11_bn", _vgg_bn, partial(_images, 64)),
     _family("torchvision_vit", _torchvision_vit, partial(_images, 32)),
     *(_family(n, partial(_hugging_face, model, **o), i) for n, model, o, i in HUGGING_FACE),
     _family("torch_pre_norm", partial(_pre, batch_first=True), _vectors),

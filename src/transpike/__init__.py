@@ -9,9 +9,11 @@
 from ._calibrate import Calibration
 from ._capture import Captured, capture
 from ._convert import convert
+from ._evaluate import Evaluation, evaluate
 from ._model import SpikingModel
 from ._plan import Plan, Policy, plan
 from ._simulate import Run, simulate
+from .codecs import load
 from .errors import TranspikeError
 from .recipes import RECIPES, Recipe, SiteChoice
 from .types import Role, Site, SiteKind, Threshold
@@ -21,6 +23,7 @@ __all__ = [
     "RECIPES",
     "Calibration",
     "Captured",
+    "Evaluation",
     "Plan",
     "Policy",
     "Recipe",
@@ -34,6 +37,8 @@ __all__ = [
     "TranspikeError",
     "capture",
     "convert",
+    "evaluate",
+    "load",
     "plan",
     "simulate",
 ]

@@ -52,6 +52,11 @@ class Structure:
             flat[position] = leaf
         return pytree.tree_unflatten(flat, self.spec)
 
+    def call_inputs(self, leaves: Any) -> Any:
+        """The batch that `call_of` turns into this call."""
+        args, kwargs = self.call(leaves)
+        return (*args, kwargs) if kwargs else args
+
     def __str__(self) -> str:
         args, kwargs = pytree.tree_unflatten([0] * self.spec.num_leaves, self.spec)
         return " and ".join(filter(None, (f"{len(args)} positional" if args else "", ", ".join(kwargs)))) or "nothing"
@@ -67,6 +72,7 @@ class Captured:
     structure: Structure
     free_batch: bool
     batch_size: int
+    batch_dim: int = 0
 
     def flatten(self, inputs: Any) -> tuple[torch.Tensor, ...]:
         """The tensors of a call, checked against what was captured. Raises DataError on any difference."""
@@ -156,8 +162,8 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
     """Capture `model` as called on `example`, with the batch along `batch_dim` left free.
 
     Arguments: example -- a tensor, a tuple of positional inputs or a dict of keyword inputs; only shapes matter.
-    batch_dim -- where the inputs have their batch; inputs whose size there differs from the first input's are taken
-    as unbatched. Raises: CaptureError naming the module where torch.export stopped; DataError for unusable examples.
+    batch_dim -- where the first input has its batch; other inputs have it there or, if their size differs there, in the
+    first dimension of that size, and without one they are taken as unbatched. Raises: CaptureError naming the module where torch.export stopped; DataError for unusable examples.
     The module is not changed.
     """
     leaves, structure = _leaves(example)
@@ -166,7 +172,7 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
     if leaves[0].dim() <= batch_dim:
         raise DataError(f"the first input has shape {tuple(leaves[0].shape)}, which has no dimension {batch_dim} for the batch")
     batch = leaves[0].shape[batch_dim]
-    axes = [batch_dim if leaf.dim() > batch_dim and leaf.shape[batch_dim] == batch else None for leaf in leaves]
+    axes = [_find_batch(leaf, batch, batch_dim) for leaf in leaves]
     if any(parameter.requires_grad for parameter in model.parameters()) and model.training:
         raise CaptureError("the model is in training mode; call model.eval() first")
     pair = tuple(_two(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True))
@@ -183,7 +189,13 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
         InputSpec(name, tuple(None if i == axis else size for i, size in enumerate(leaf.shape)), leaf.dtype)
         for name, leaf, axis in zip(names, leaves, axes, strict=True)
     )
-    return Captured(graph, specs, structure, free, batch)
+    return Captured(graph, specs, structure, free, batch, batch_dim)
+
+
+def _find_batch(leaf: torch.Tensor, batch: int, batch_dim: int) -> int | None:
+    if leaf.dim() > batch_dim and leaf.shape[batch_dim] == batch:
+        return batch_dim
+    return next((axis for axis, size in enumerate(leaf.shape) if size == batch), None)
 
 
 def _names(structure: Structure) -> list[str]:

@@ -17,9 +17,10 @@ from ._execute import cut, run_body, run_prefix
 from ._model import SpikingModel
 from ._plan import insert_sites, plan
 from ._simulate import batch_axis_of_output
-from .errors import CalibrationError, CaptureError, CheckpointError, ConfigError, PlanError
+from .errors import CalibrationError, CaptureError, ConfigError, PlanError
 from .measure import per_step
 from .recipes import Recipe, recipe_named
+from .zoo import check_finite
 
 
 def convert(
@@ -47,7 +48,7 @@ def convert(
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     if model.training:
         raise CaptureError("the model is in training mode; call model.eval() first")
-    check_weights(model)
+    check_finite(model)
     thresholds = calibration if isinstance(calibration, Mapping) and example is not None else None
     if thresholds is None:
         if isinstance(calibration, (torch.Tensor, Mapping)):
@@ -72,19 +73,6 @@ def assemble(
     model: torch.nn.Module, captured: Captured, marked: Any, decided: Any, recipe: Recipe, found: Calibration, example: Any
 ) -> SpikingModel:
     return SpikingModel(model, captured, marked, decided, recipe, found, unfoldable=unfoldable(captured, marked, example))
-
-
-def check_weights(model: torch.nn.Module) -> None:
-    """Raises CheckpointError naming the tensors that hold NaN or infinity."""
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    bad = [name for name, value in state.items() if value.is_floating_point() and not _finite(name, value)]
-    if bad:
-        raise CheckpointError(f"weights are not finite in {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; load a sound checkpoint")
-
-
-def _finite(name: str, value: torch.Tensor) -> bool:
-    """Buffers may hold -inf on purpose (attention masks); NaN never."""
-    return not bool(torch.isnan(value).any()) and ("mask" in name or "bias" in name or bool(torch.isfinite(value).all()))
 
 
 def _peek(batches: Any, example: Any) -> tuple[Any, Iterator[Any]]:

@@ -9,8 +9,9 @@ import torch
 import torch.fx
 
 from . import ops
-from ._execute import Values, call
+from ._execute import Program, Values, call
 from .measure import Tally, dense_operations, fan_out, per_step, product_operations
+from .ops.shape import KEEPS_ALL
 from .types import Layer, Role
 
 class Counter:
@@ -26,12 +27,15 @@ class Counter:
     first step counts its pairs three times. `folded` is how many steps one run of the body carries in its batch.
     """
 
-    def __init__(self, tally: Tally, layers: Mapping[str, Layer], folded: int, samples: int) -> None:
+    def __init__(self, program: Program, tally: Tally, layers: Mapping[str, Layer], folded: int) -> None:
+        self.program = program
         self.tally = tally
         self.layers = layers  # by node name in the marked graph
         self.folded = folded
-        self.samples = samples
+        self.samples = tally.samples
         self.step = 0
+        self.spikes: dict[str, np.ndarray] = {}
+        self.sizes: dict[str, int] = {}
         self.masks: dict[torch.fx.Node, tuple[torch.Tensor, torch.Tensor]] = {}
         self.reach: dict[tuple[str, torch.Size], torch.Tensor] = {}
 
@@ -39,7 +43,9 @@ class Counter:
         """Masks [T, ...] in the order time first; the mask is stored in the layout of the tensor."""
         neurons = fired[0].numel() // self.samples
         counts = count_true(fired)
-        self.tally.add_spikes(str(marker.args[1]), self.step, counts, neurons)
+        site = str(marker.args[1])
+        self.spikes[site], self.sizes[site] = counts, fired.numel()
+        self.tally.add_spikes(site, self.step, counts, neurons)
         axis = batch_axis(marker)
         self.masks[marker] = (fold_back(fired, axis), fold_back(spoken, axis))
 
@@ -49,38 +55,34 @@ class Counter:
             self._count(layer, node, values)
         elif node not in self.masks:
             sources = [operand for operand in node.all_input_nodes if operand in self.masks]
-            if len(sources) == 1 and self._rearranges(node, sources[0]):
+            if len(sources) == 1 and node.target in KEEPS_ALL and node.args[0] is sources[0]:
                 masks = self.masks[sources[0]]
                 self.masks[node] = tuple(call(node, {**values, sources[0]: mask}) for mask in masks)  # type: ignore[assignment]
-        for operand in node.all_input_nodes:
-            if operand in self.masks and list(operand.users)[-1] is node:
-                del self.masks[operand]
-
-    def _rearranges(self, node: torch.fx.Node, source: torch.fx.Node) -> bool:
-        from .ops.shape import KEEPS_ALL
-
-        return node.target in KEEPS_ALL and node.args[0] is source
+        for dead in self.program.dead_after.get(node, ()):
+            self.masks.pop(dead, None)
 
     def _count(self, layer: Layer, node: torch.fx.Node, values: Values) -> None:
         nodes = ops.factors(node)
         tensors = tuple(values[factor] for factor in nodes)  # type: ignore[index, union-attr]
         dense = dense_operations(node, tensors, values[node]) // (self.folded * self.samples)  # type: ignore[arg-type]
         if layer.role is Role.WEIGHT:
-            position = layer.signal_position
-            if nodes[position] not in self.masks:  # an analog layer behind a neuron
-                self.masks[nodes[position]] = (tensors[position] != 0,) * 2
-            counts = self._weight(node, position, tensors, values)
+            counts = self._weight(layer, node, tensors, values)
         else:
             counts = self._product(node, nodes)  # type: ignore[arg-type]
         self.tally.add_operations(layer.name, self.step, counts.cpu().numpy().astype(np.int64), dense)
 
     def _weight(
-        self, node: torch.fx.Node, position: int, tensors: tuple[torch.Tensor, ...], values: Values
+        self, layer: Layer, node: torch.fx.Node, tensors: tuple[torch.Tensor, ...], values: Values
     ) -> torch.Tensor:
+        position = layer.signal_position
         source = ops.factors(node)[position]  # type: ignore[index]
         axis = batch_axis(source)  # type: ignore[arg-type]
-        mask = per_step(self.masks[source][0], self.folded, axis)  # type: ignore[index]
         reach = self._reach(node, position, tensors, values, axis)
+        site = layer.operands[position].site
+        mask = tensors[position] != 0 if site is None else self.masks[source][0]  # type: ignore[index]
+        if site is not None and reach.numel() == 1 and mask.numel() == self.sizes[site]:  # no spike is there twice
+            return torch.from_numpy(self.spikes[site]) * int(reach)
+        mask = per_step(mask, self.folded, axis)
         if reach.numel() == 1:
             return torch.from_numpy(count_true(mask)) * int(reach)
         counts = mask.unflatten(axis + 1, (self.samples, -1)).sum(axis + 1, dtype=torch.int32)
@@ -92,8 +94,6 @@ class Counter:
         operand, weight = tensors[position], tensors[1 - position]
         if node.target is torch.ops.aten.linear.default:
             return torch.tensor(weight.shape[0])
-        if node.target in (torch.ops.aten.matmul.default, torch.ops.aten.mm.default) and position == 0 and weight.dim() == 2:
-            return torch.tensor(weight.shape[1])
         sample = operand.narrow(axis, 0, operand.shape[axis] // (self.folded * self.samples))
         key = (node.name, sample.shape)
         if key not in self.reach:
@@ -104,7 +104,8 @@ class Counter:
                 others = {n: _small(values[n], probe.dtype) for n in node.all_input_nodes if n not in replaced}
                 return call(node, {**others, **replaced})
 
-            self.reach[key] = fan_out(node, position, sample, weight, rest)
+            reach = fan_out(node, position, sample, weight, rest)
+            self.reach[key] = reach.flatten()[:1] if bool((reach == reach.flatten()[0]).all()) else reach
         return self.reach[key]
 
     def _product(self, node: torch.fx.Node, nodes: tuple[torch.fx.Node, torch.fx.Node]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,13 @@ class SpikingModel:
         self.source_module.to(*args, **kwargs)
         return self
 
+    @property
+    def num_outputs(self) -> int | None:
+        """Size of the output's last dimension: the number of classes, where the output is class scores."""
+        result = self.program.output.args[0]
+        value = (result[0] if isinstance(result, (tuple, list)) else result).meta["val"]  # type: ignore[union-attr]
+        return value.shape[-1] if value.dim() > 1 and isinstance(value.shape[-1], int) else None
+
     def prepare(self, inputs: Any) -> tuple[torch.Tensor, ...]:
         """The tensors of a batch, checked against the captured signature, on the model's device."""
         return tuple(leaf.to(self.device) for leaf in self.captured.flatten(inputs))
@@ -95,11 +102,11 @@ class SpikingModel:
 
         return paper_account(run.spikes if isinstance(run, Run) else run, self.plan)
 
-    def save_pretrained(self, directory: str | Path) -> Path:
+    def save_pretrained(self, directory: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
         """Write the converted network to a folder: safetensors + JSON, no calibration data, no pickle."""
         from .codecs.bundle import save
 
-        return save(self, Path(directory))
+        return save(self, Path(directory), extra=extra)
 
     def __str__(self) -> str:
         sites, neurons = len(self.plan.sites), sum(site.neurons for site in self.plan.sites)
@@ -108,5 +115,3 @@ class SpikingModel:
 
     __repr__ = __str__
 
-
-Batches = Iterable[Any]

@@ -229,11 +229,21 @@ class _Found:
 
 
 def _location(root: torch.fx.Node, readers: list[tuple[torch.fx.Node, Role]]) -> torch.fx.Node:
-    """Where the neuron stands: right before a weight layer that reads alone, in the layout of its input channels;
-    otherwise at the tensor all readers share, before anything repeats it."""
+    """Where the neuron stands: right before a weight layer that reads alone, in the layout of its input channels (but
+    not where the batch is already merged with another dimension); otherwise at the tensor all readers share, before
+    anything repeats it."""
     operand, role = readers[0]
-    alone = role is Role.WEIGHT and all(other is operand for other, _ in readers)
-    return operand if alone and not _repeats(operand, root) else root
+    if role is not Role.WEIGHT or any(other is not operand for other, _ in readers) or _repeats(operand, root):
+        return root
+    node = operand
+    while node is not root and not _has_own_batch(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node if _has_own_batch(node) else operand
+
+
+def _has_own_batch(node: torch.fx.Node) -> bool:
+    axis = node.meta.get("batch_axis")
+    return axis is not None and axis >= 0 and _is_plain(node.meta["val"].shape[axis])
 
 
 def _repeats(node: torch.fx.Node, root: torch.fx.Node) -> bool:

@@ -69,7 +69,7 @@ def _folded(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally,
     steps = tally.steps
     values = run_prefix(model.program, leaves)
     crossing = {node: repeat(node, value, steps) for node, value in values.items()}
-    counter = Counter(tally, model.layers_by_node, steps, tally.samples) if count else None
+    counter = Counter(model.program, tally, model.layers_by_node, steps) if count else None
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site, axis = str(marker.args[1]), batch_axis(marker)
@@ -105,7 +105,7 @@ def batch_axis_of_output(output: torch.fx.Node) -> int:
 def _streaming(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool) -> torch.Tensor:
     crossing = run_prefix(model.program, leaves)
     state: dict[str, torch.Tensor] = {}
-    counter = Counter(tally, model.layers_by_node, 1, tally.samples) if count else None
+    counter = Counter(model.program, tally, model.layers_by_node, 1) if count else None
     outputs = []
     for t in range(1, tally.steps + 1):
         if counter is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from transpike.zoo.checkpoint import check_finite, load_checkpoint
 from transpike.zoo.describing import describe
+from transpike.zoo.example import example_inputs
 from transpike.zoo.loading import build, load_model
 from transpike.zoo.preprocessing import data_config, tokenizer
 from transpike.zoo.source import Source
@@ -17,6 +18,7 @@ __all__ = [
     "check_finite",
     "data_config",
     "describe",
+    "example_inputs",
     "load_checkpoint",
     "load_model",
     "tokenizer",

@@ -1,0 +1,57 @@
+"""The command line: the only room that prints or exits. One file per command."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+
+from ..errors import TranspikeError
+from . import convert, demo, evaluate, inspect
+from .console import errors
+
+app = typer.Typer(
+    help="Turn a pretrained model, unedited, into a spiking neural network without training, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("inspect")(inspect.inspect)
+app.command("convert")(convert.convert)
+app.command("eval")(evaluate.evaluate)
+app.command("demo")(demo.demo)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        typer.echo(f"transpike {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
+    """Turn a pretrained model, unedited, into a spiking neural network without training, and measure it."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Exit codes: 0 done, 2 the input or its use is wrong (one sentence says what), 130 interrupted."""
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except TranspikeError as error:
+        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        code = 2
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        errors.print("interrupted")
+        code = 130
+    if arguments is None:
+        sys.exit(code or 0)
+    return int(code or 0)

@@ -1,0 +1,50 @@
+"""Where the command line writes: results to standard output, progress and remarks to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import rich.console
+import rich.progress
+
+output = rich.console.Console()
+errors = rich.console.Console(stderr=True)
+
+
+def remark(text: str) -> None:
+    errors.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show(table: object) -> None:
+    """A table as it is: at the terminal's width, or whole when the output is piped."""
+    if output.is_terminal:
+        output.print(table)
+    else:
+        output.file.write(f"{table}\n\n")
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal; nothing elsewhere. Yields a function that takes the samples done."""
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+class Failures:
+    """Samples that could not be read: said as they happen, kept for the report."""
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, str]] = []
+
+    def __call__(self, item: str, error: Exception) -> None:
+        self.items.append({"item": item, "error": str(error)})
+        remark(f"skipped {item}: {error}")

@@ -1,0 +1,86 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from ..files import read_json_file
+from ..recipes import RECIPES, Recipe, recipe_named
+
+Model = Annotated[str, typer.Argument(help="timm:NAME, hf:NAME_OR_DIR, module:factory, or digits (the embedded example).")]
+Checkpoint = Annotated[str | None, typer.Option(help="Weights to load: a .safetensors file or a folder with one.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download pretrained weights (timm, Hugging Face Hub).")]
+ModelOption = Annotated[list[str] | None, typer.Option("--option", help="Model constructor argument, KEY=VALUE (JSON values); repeatable.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help=f"Recipe: {', '.join(RECIPES)}, or a JSON file.")]
+Levels = Annotated[int | None, typer.Option(help="Threshold levels per sign.")]
+PercentileOption = Annotated[float | None, typer.Option("--percentile", help="Percentile of the thresholds, in (0, 1]: 0.9999 is 99.99 %.")]
+FirstLayer = Annotated[str | None, typer.Option(help="First layer: analog or spiking.")]
+Head = Annotated[str | None, typer.Option(help="Head: analog or spiking.")]
+Analog = Annotated[list[str] | None, typer.Option(help="Module-name pattern whose layers stay analog; repeatable.")]
+AllowUnknown = Annotated[bool, typer.Option("--allow-unknown", help="Run operators without a rule on running means; every report lists them.")]
+BatchSize = Annotated[int, typer.Option(help="Samples per batch.")]
+BatchDim = Annotated[int, typer.Option(help="Dimension of the inputs that is the batch.")]
+Seed = Annotated[int, typer.Option(help="Seed for drawing samples.")]
+Samples = Annotated[int, typer.Option("--samples", help="Calibration samples at most.")]
+Every = Annotated[int | None, typer.Option(help="When one source serves both: every K-th sample calibrates.")]
+Labels = Annotated[str, typer.Option(help="Labels of image folders: auto, prefix (NNN_name.jpg), or none.")]
+Split = Annotated[str, typer.Option(help="Split of data that has several.")]
+Limit = Annotated[int | None, typer.Option(help="Use a random subset of this many samples.")]
+InputSize = Annotated[str | None, typer.Option(help="Preprocessing: C,H,W instead of the model's own.")]
+Mean = Annotated[str | None, typer.Option(help="Preprocessing: mean per channel, comma-separated.")]
+Std = Annotated[str | None, typer.Option(help="Preprocessing: standard deviation per channel, comma-separated.")]
+CropPct = Annotated[float | None, typer.Option(help="Preprocessing: share of the resized image that the crop keeps.")]
+Interpolation = Annotated[str | None, typer.Option(help="Preprocessing: nearest, bilinear, bicubic, ...")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens per text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No tables.")]
+
+
+def key_values(pairs: list[str] | None) -> dict[str, Any]:
+    """["depth=2", "name=x"] -> {"depth": 2, "name": "x"}: JSON values, other texts as they are."""
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--option takes KEY=VALUE, not {pair!r}")
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
+
+
+def numbers(text: str | None, kind: type = float) -> tuple[Any, ...] | None:
+    """"3,224,224" -> (3, 224, 224)."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ConfigError(f"expected numbers separated by commas, not {text!r}") from None
+
+
+def preprocessing(
+    input_size: str | None, mean: str | None, std: str | None, crop_pct: float | None, interpolation: str | None
+) -> dict[str, Any]:
+    values = {
+        "input_size": numbers(input_size, int),
+        "mean": numbers(mean),
+        "std": numbers(std),
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def chosen_recipe(name: str, **changes: Any) -> Recipe:
+    """A recipe by name with the changes that were given, or one from a JSON file."""
+    given = {key: value for key, value in changes.items() if value not in (None, (), False)}
+    if not name.endswith(".json"):
+        return recipe_named(name, **given)
+    if given:
+        raise ConfigError(f"a recipe file decides everything; drop {', '.join(sorted(given))} or edit {name}")
+    return Recipe.from_json(read_json_file(name))
