@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family
 
 import transpike
+from families import FAMILIES, Family
 from transpike._capture import fixed_arguments, primary
-from transpike._plan import insert_sites
+from transpike._mark import insert_sites
 
 
 @pytest.fixture(autouse=True)

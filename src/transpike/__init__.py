@@ -11,10 +11,11 @@ from ._capture import Captured, capture
 from ._convert import convert
 from ._evaluate import Evaluation, evaluate
 from ._model import SpikingModel
-from ._plan import Plan, Policy, plan
+from ._plan import Plan, plan
 from ._simulate import Run, simulate
 from .codecs import load
 from .errors import TranspikeError
+from .policy import Policy
 from .recipes import RECIPES, Recipe, SiteChoice
 from .types import Role, Site, SiteKind, Threshold
 

@@ -75,7 +75,10 @@ class Captured:
     batch_dim: int = 0
 
     def flatten(self, inputs: Any) -> tuple[torch.Tensor, ...]:
-        """The tensors of a call, checked against what was captured. Raises DataError on any difference."""
+        """The tensors of a call, checked against what was captured; floating ones are cast to the model's dtype.
+
+        Raises DataError on any difference in structure, shape or kind of number.
+        """
         leaves, structure = _leaves(inputs)
         if structure != self.structure:
             raise DataError(
@@ -98,7 +101,7 @@ class Captured:
                     raise DataError(f"input {spec.name} has a batch of {leaf.shape[axis]}, the others have {batch}")
         if not self.free_batch and batch is not None and batch != self.batch_size:
             raise DataError(f"this model was captured for a batch of {self.batch_size} only, but got {batch}")
-        return leaves
+        return tuple(_cast(leaf, spec.dtype) for leaf, spec in zip(leaves, self.inputs, strict=True))
 
 
 def _leaves(inputs: Any) -> tuple[tuple[torch.Tensor, ...], Structure]:
@@ -169,6 +172,8 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
     leaves, structure = _leaves(example)
     if not leaves:
         raise DataError("the example holds no tensor")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    leaves = tuple(_cast(leaf, dtype) for leaf in leaves)
     if leaves[0].dim() <= batch_dim:
         raise DataError(f"the first input has shape {tuple(leaves[0].shape)}, which has no dimension {batch_dim} for the batch")
     batch = leaves[0].shape[batch_dim]
@@ -190,6 +195,10 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
         for name, leaf, axis in zip(names, leaves, axes, strict=True)
     )
     return Captured(graph, specs, structure, free, batch, batch_dim)
+
+
+def _cast(leaf: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return leaf.to(dtype) if leaf.is_floating_point() else leaf
 
 
 def _find_batch(leaf: torch.Tensor, batch: int, batch_dim: int) -> int | None:

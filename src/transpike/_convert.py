@@ -14,8 +14,9 @@ from ._calibrate import Calibration, Progress, calibrate, given
 from ._capture import Captured, capture
 from ._count import batch_axis
 from ._execute import cut, run_body, run_prefix
+from ._mark import insert_sites
 from ._model import SpikingModel
-from ._plan import insert_sites, plan
+from ._plan import plan
 from ._simulate import batch_axis_of_output
 from .errors import CalibrationError, CaptureError, ConfigError, PlanError
 from .measure import per_step
@@ -55,7 +56,7 @@ def convert(
             calibration = [calibration]
         example, calibration = _peek(calibration, example)
     captured = capture(model, example, batch_dim=batch_dim)
-    decided = plan(captured, recipe.policy)
+    decided = plan(captured, recipe.policy, notes=recipe.lines())
     if not decided.sites:
         raise PlanError("no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer")
     unused = recipe.unused_patterns(decided.sites)

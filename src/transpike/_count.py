@@ -14,6 +14,7 @@ from .measure import Tally, dense_operations, fan_out, per_step, product_operati
 from .ops.shape import KEEPS_ALL
 from .types import Layer, Role
 
+
 class Counter:
     """Fills a tally from the masks of who fired (and, for products, whose sum of spikes is not zero after the step).
 

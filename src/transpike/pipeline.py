@@ -84,20 +84,23 @@ class Part:
     spec: str
 
     def record(self) -> dict[str, Any]:
-        samples = self.samples
-        parent = samples
-        indices: list[int] | None = None
-        while isinstance(parent, Subset):
-            indices = list(parent.indices) if indices is None else [parent.indices[i] for i in indices]
-            parent = parent.parent
+        whole = _whole(self.samples)
         return {
             "data": self.spec,
-            "name": samples.name,
-            "fingerprint": parent.fingerprint(),
-            "samples": len(samples),
-            "of": len(parent),
-            "indices": indices,
+            "name": self.samples.name,
+            "fingerprint": whole.fingerprint(),
+            "samples": len(self.samples),
+            "of": len(whole),
+            "indices": _indices(self.samples),
         }
+
+
+def _indices(samples: Samples) -> list[int] | None:
+    """Positions in the whole data, or None for all of it."""
+    if not isinstance(samples, Subset):
+        return None
+    outer = _indices(samples.parent)
+    return list(samples.indices) if outer is None else [outer[i] for i in samples.indices]
 
 
 def separate(
@@ -117,7 +120,14 @@ def separate(
 
 
 def _same(one: Samples, other: Samples) -> bool:
-    return len(one) == len(other) and one.fingerprint() == other.fingerprint()
+    """Whether two collections are parts of the same data."""
+    return _whole(one).fingerprint() == _whole(other).fingerprint()
+
+
+def _whole(samples: Samples) -> Samples:
+    while isinstance(samples, Subset):
+        samples = samples.parent
+    return samples
 
 
 def without_calibration(data: Part, saved: Mapping[str, Any]) -> tuple[Part, str]:
@@ -171,6 +181,49 @@ def evaluate_on(
     return evaluate(model, batches, steps=steps, mode=mode, progress=progress)
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A network and the samples to evaluate it on, with what the report says about both."""
+
+    network: SpikingModel
+    part: Part
+    source: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    remark: str
+
+
+def ready_saved(target: str, model: ModelChoice | None, data: DataChoice) -> Ready:
+    """A saved network, evaluated on what did not calibrate it. `model` builds the source where only its owner can."""
+    network = load(target, model=None if model is None else model.load())
+    saved = read_config(Path(target))["calibration"]
+    part, remark = without_calibration(Part(data.open(network.source_module), data.spec), saved)
+    return Ready(network, part, {"saved": target, "model": None if model is None else model.spec}, saved, remark)
+
+
+def ready_fresh(
+    model: ModelChoice,
+    recipe: Recipe,
+    data: DataChoice,
+    calibration: DataChoice | None,
+    *,
+    count: int,
+    every: int | None,
+    batch_size: int,
+    batch_dim: int,
+    on_failure: Failure | None,
+    progress: Progress | None,
+) -> Ready:
+    """A model converted on the spot, on calibration samples of its own or on a part of `data`."""
+    module = model.load()
+    whole = Part(data.open(module), data.spec)
+    other = None if calibration is None else Part(calibration.open(module), calibration.spec)
+    few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
+    network = convert_on(
+        module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress
+    )
+    return Ready(network, part, model.to_json(), few.record(), remark)
+
+
 def is_saved(target: str) -> bool:
     """Whether a command-line argument names a saved network rather than a model."""
     return (Path(target) / CONFIG).is_file() and FORMAT in (Path(target) / CONFIG).read_text("utf-8", errors="replace")
@@ -180,12 +233,15 @@ __all__ = [
     "DataChoice",
     "ModelChoice",
     "Part",
+    "Ready",
     "convert_on",
     "evaluate_on",
     "inputs_of",
     "is_saved",
     "load",
     "read_config",
+    "ready_fresh",
+    "ready_saved",
     "separate",
     "without_calibration",
 ]

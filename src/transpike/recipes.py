@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from ._plan import Policy
 from .errors import ConfigError
 from .neurons import NEURONS, MultiThreshold, Neuron, PublishedMultiThreshold
 from .observers import RANGE_RULES, Percentile, RangeRule
+from .policy import Policy
 from .types import Site, SiteKind, Threshold
 
 
@@ -67,6 +67,12 @@ class Recipe:
     def unused_patterns(self, sites: tuple[Site, ...]) -> list[str]:
         return [p for p in self.patterns if not any(fnmatch.fnmatchcase(site.name, p) for site in sites)]
 
+    def lines(self) -> tuple[str, ...]:
+        """The settings in words, for the plan."""
+        bits = f", thresholds rounded up to {self.threshold_bits} bits" if self.threshold_bits else ""
+        special = [f"{key}: {_words(choice)}" for key, choice in {**self.kinds, **self.patterns}.items()]
+        return (f"recipe {self.name}: {_spelled(self.neuron)}, {_spelled(self.range)}{bits}", *special)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -97,6 +103,17 @@ class Recipe:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a recipe: {type(error).__name__} at {error}") from error
+
+
+def _spelled(value: Any) -> str:
+    return f"{value.name}({', '.join(f'{key}={item}' for key, item in asdict(value).items())})"
+
+
+def _words(choice: SiteChoice) -> str:
+    levels = None if choice.levels is None else f"{choice.levels} levels"
+    rule = None if choice.range is None else _spelled(choice.range)
+    given = choice.threshold
+    return ", ".join(filter(None, (levels, rule, given and f"threshold {given.positive:g} / {given.negative:g}")))
 
 
 def _range_to_json(rule: RangeRule) -> dict[str, Any]:
@@ -142,7 +159,7 @@ def round_up(value: float, bits: int | None) -> float:
 def ecmt(
     *,
     levels: int = 8,
-    percentile: float = 0.9999,
+    percentile: float = 1.0,
     symmetric: bool = False,
     cutoff: float = 1.0,
     first_layer: str = "analog",
@@ -152,9 +169,9 @@ def ecmt(
 ) -> Recipe:
     """ECMT as the paper has it: the calibrated base is the largest level, the nearest level fires.
 
-    Source: arXiv 2502.21193. Left open there and chosen here: the percentile (99.99 % of all activations of a site,
-    one threshold per sign and tensor), a neuron before the head, ties to the larger level, thresholds rounded up to
-    8 significant bits.
+    Source: arXiv 2502.21193. Left open there and chosen here: the percentile (1, the maximum: what a ceiling clips, no
+    number of steps brings back), one threshold per sign and tensor, a neuron before the head, ties to the larger
+    level, thresholds rounded up to 8 significant bits. Best measured settings (README): symmetric=True, cutoff=0.5.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     return Recipe("ecmt", MultiThreshold(levels, cutoff), Percentile(percentile, symmetric), policy)

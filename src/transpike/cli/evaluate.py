@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
 from .console import Failures, progress, remark, show
+
+if TYPE_CHECKING:
+    from .._evaluate import Evaluation
+    from ..pipeline import Ready
 
 
 def evaluate(
@@ -48,8 +52,6 @@ def evaluate(
     spikes: Annotated[bool, typer.Option("--spikes", help="Also print spikes per site and step.")] = False,
 ) -> None:
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
-    from pathlib import Path
-
     from .. import pipeline
     from ..errors import ConfigError
 
@@ -57,53 +59,49 @@ def evaluate(
         raise ConfigError(f"--steps must be at least 1, not {steps}")
     failures, started = Failures(), time.perf_counter()
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    chosen_data = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess)
+    asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess)
     if pipeline.is_saved(target):
-        module = pipeline.ModelChoice(model, None, False, options.key_values(option)).load() if model else None
-        network = pipeline.load(target, model=module)
-        saved = pipeline.read_config(Path(target))["calibration"]
-        part, kept_apart = pipeline.without_calibration(pipeline.Part(chosen_data.open(network.source_module), data), saved)
-        source, used = {"saved": target}, saved
+        owner = pipeline.ModelChoice(model, options=options.key_values(option)) if model else None
+        ready = pipeline.ready_saved(target, owner, asked)
     else:
         chosen = options.chosen_recipe(
             recipe, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
             analog=tuple(analog or ()), allow_unknown=allow_unknown,
         )  # fmt: skip
         choice = pipeline.ModelChoice(target, checkpoint, pretrained, options.key_values(option))
-        module = choice.load()
         if choice.random_weights:
             remark(f"{target} has random weights; pass --pretrained or --checkpoint for trained ones")
         other = None
-        if calibration is not None:
-            other_choice = pipeline.DataChoice(calibration, "none", "train" if calibration != data else split, None, seed, max_length, preprocess)
-            other = pipeline.Part(other_choice.open(module), calibration)
-        whole = pipeline.Part(chosen_data.open(module), data)
-        few, part, kept_apart = pipeline.separate(whole, other, count=samples, every=every, seed=seed)
-        with progress("calibrating", len(few.samples)) as advance:
-            network = pipeline.convert_on(
-                module, few, chosen, batch_size=batch_size, batch_dim=batch_dim, on_failure=failures, progress=advance
-            )
-        source, used = choice.to_json(), few.record()
-    if kept_apart:
-        remark(kept_apart)
+        if calibration is not None and calibration != data:
+            other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
+        with progress("calibrating", samples) as advance:
+            ready = pipeline.ready_fresh(
+                choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size, batch_dim=batch_dim,
+                on_failure=failures, progress=advance,
+            )  # fmt: skip
+    if ready.remark:
+        remark(ready.remark)
     converted = time.perf_counter()
-    with progress(f"simulating T = {steps}", len(part.samples)) as advance:
+    with progress(f"simulating T = {steps}", len(ready.part.samples)) as advance:
         result = pipeline.evaluate_on(
-            network, part, steps=steps, batch_size=batch_size, mode=mode, on_failure=failures, progress=advance
+            ready.network, ready.part, steps=steps, batch_size=batch_size, mode=mode, on_failure=failures, progress=advance
         )
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
-    _present(network, result, source, part.record(), used, seed, failures, seconds, json, report, spikes)
+    _present(ready, result, seed, failures, seconds, json, report, spikes)
 
 
-def _present(network, result, source, data, used, seed, failures, seconds, json, report, spikes) -> None:  # noqa: ANN001
+def _present(
+    ready: Ready, result: Evaluation, seed: int, failures: Failures, seconds: dict[str, float],
+    json: str | None, report: str | None, spikes: bool,
+) -> None:  # fmt: skip
     from pathlib import Path
 
     from .. import report as reports
     from ..files import write_json
 
     document = reports.document(
-        network, result, command=sys.argv, source=source, data=data, calibration_data=used, seed=seed,
-        failed=failures.items, seconds=seconds,
+        ready.network, result, command=sys.argv, source=ready.source, data=ready.part.record(),
+        calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds,
     )  # fmt: skip
     show(reports.accuracy_table(result))
     if spikes:

@@ -23,8 +23,9 @@ import torch
 
 from .._calibrate import Calibration
 from .._capture import Captured, capture
+from .._mark import insert_sites
 from .._model import SpikingModel
-from .._plan import Plan, insert_sites, plan
+from .._plan import Plan, plan
 from ..errors import ConfigError, ModelError
 from ..files import write_atomically, write_json
 from ..recipes import Recipe

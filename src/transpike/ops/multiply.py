@@ -98,5 +98,5 @@ def _separates(node: torch.fx.Node, provenance: Mapping[torch.fx.Node, Provenanc
 RULES: dict[object, Rule] = {
     **{op: matrix_product for op in FACTORS if op not in ELEMENTWISE},
     aten.einsum.default: matrix_product,
-    **{op: elementwise_product for op in ELEMENTWISE},
+    **dict.fromkeys(ELEMENTWISE, elementwise_product),
 }
