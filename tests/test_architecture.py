@@ -62,7 +62,9 @@ def test_imports_run_up_the_list(path: Path) -> None:
 def test_only_the_command_line_prints_or_exits(path: Path) -> None:
     if room_of(path) == "cli":
         pytest.skip("the command line prints")
-    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)}
+    calls = {
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+    }
     assert not calls & {"print", "sys.exit", "exit", "os._exit"}
 
 

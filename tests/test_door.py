@@ -15,7 +15,9 @@ def test_all_names_exist_and_nothing_else_is_public() -> None:
 
 
 def test_the_promised_names_are_there() -> None:
-    assert {"convert", "load", "simulate", "SpikingModel", "Recipe", "RECIPES", "TranspikeError"} <= set(transpike.__all__)
+    assert {"convert", "load", "simulate", "SpikingModel", "Recipe", "RECIPES", "TranspikeError"} <= set(
+        transpike.__all__
+    )
 
 
 def test_import_is_lean() -> None:

@@ -62,7 +62,9 @@ def snn(golden: Golden) -> transpike.SpikingModel:
     from timm.models.vision_transformer import VisionTransformer
 
     model = VisionTransformer(**golden.config, norm_layer=None).double().eval()
-    weights = {key.removeprefix("weights/"): value for key, value in golden.tensors.items() if key.startswith("weights/")}
+    weights = {
+        key.removeprefix("weights/"): value for key, value in golden.tensors.items() if key.startswith("weights/")
+    }
     model.load_state_dict(weights)
     thresholds, patterns = {}, {}
     for name, site in golden.sites.items():

@@ -15,25 +15,28 @@ from oracle import Membrane, drives, each, nearest_level, published_level
 
 from transpike.errors import ConfigError
 from transpike.neurons import NEURONS, MultiThreshold, Neuron, PublishedMultiThreshold, trajectory
+from transpike.neurons.differential import Differential
 from transpike.types import Threshold
 
 SYMMETRIC, LOPSIDED, DYADIC = Threshold(1.5, 1.5), Threshold(0.8125, 0.171875), Threshold(1.0, 0.25)
 ONE_SIDED = (Threshold(0.75, 0.0), Threshold(0.0, 0.75))
 SILENT = Threshold(0.0, 0.0)
 MULTI = [MultiThreshold(), MultiThreshold(3, 0.5), MultiThreshold(1), MultiThreshold(5, 0.75), MultiThreshold(4, 2**-6)]
-CASES = [*MULTI, PublishedMultiThreshold(), PublishedMultiThreshold(3), PublishedMultiThreshold(1)]
+CASES = [*MULTI, PublishedMultiThreshold(), PublishedMultiThreshold(3), PublishedMultiThreshold(1), Differential(), Differential(3, 1.0)]
+KINDS = list(dict.fromkeys([*NEURONS.values(), Differential]))
+RATE = [kind for kind in KINDS if kind is not Differential]
 few = settings(derandomize=True, max_examples=40, deadline=None, database=None)
 
 
 def twin(neuron: Neuron, threshold: Threshold):
-    if isinstance(neuron, MultiThreshold):
+    if isinstance(neuron, (MultiThreshold, Differential)):
         return partial(nearest_level, threshold=threshold, levels=neuron.levels, cutoff=neuron.cutoff)
     assert isinstance(neuron, PublishedMultiThreshold), f"{neuron.name} has no twin in oracle.py"
     return partial(published_level, threshold=threshold, levels=neuron.levels)
 
 
 def amplitudes(neuron: Neuron, threshold: Threshold) -> set[float]:
-    sign = -1 if isinstance(neuron, MultiThreshold) else 1
+    sign = 1 if isinstance(neuron, PublishedMultiThreshold) else -1
     ladder = [2.0 ** (sign * k) for k in range(neuron.levels)]
     return {0.0} | {threshold.positive * step for step in ladder} | {-threshold.negative * step for step in ladder}
 
@@ -45,7 +48,7 @@ def scale(neuron: Neuron, threshold: Threshold) -> float:
 
 def boundaries(neuron: Neuron, theta: float) -> list[float]:
     """Where the level changes: midpoints of neighbours and the smallest potential that fires."""
-    if isinstance(neuron, MultiThreshold):
+    if not isinstance(neuron, PublishedMultiThreshold):
         middles = [theta * 1.5 * 2.0**-k for k in range(1, neuron.levels)]
         return [*middles, neuron.cutoff * theta * 2.0 ** (1 - neuron.levels)]
     return [theta * (2.0**k - 0.5) for k in range(neuron.levels)]
@@ -64,7 +67,7 @@ def test_quantise_is_its_twin(neuron: Neuron, threshold: Threshold, dtype: torch
     small = random * 2.0**-neuron.levels
     edges = torch.tensor([b for theta in (threshold.positive, threshold.negative) for b in boundaries(neuron, theta)], dtype=dtype)
     # The published rule adds 1/2 in floating point, so it is exact at a boundary but not one unit below it.
-    slack = 0.0 if isinstance(neuron, MultiThreshold) else 16 * torch.finfo(dtype).eps
+    slack = 16 * torch.finfo(dtype).eps if isinstance(neuron, PublishedMultiThreshold) else 0.0
     near = [torch.nextafter(edges * (1 + way * slack), torch.full_like(edges, way * torch.inf)) for way in (-1, 1)]
     top = torch.finfo(dtype).max
     extreme = torch.tensor([0.0, 1e-30, top / 2, top, torch.finfo(dtype).tiny, 5e-324], dtype=dtype)
@@ -115,13 +118,14 @@ def test_any_threshold_in_float64(theta: float, potential: float) -> None:
 def test_every_neuron_has_a_twin_and_a_name(kind: type[Neuron]) -> None:
     neuron = kind()
     assert NEURONS[neuron.name] is kind
+    assert kind in KINDS
     twin(neuron, SYMMETRIC)
     assert "levels" in {field.name for field in fields(neuron)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("chunk", [1, 7, 10_000])
-@pytest.mark.parametrize("kind", NEURONS.values())
+@pytest.mark.parametrize("kind", KINDS)
 def test_trajectory_is_repeated_steps(
     kind: type[Neuron], chunk: int, masks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +142,7 @@ def test_trajectory_is_repeated_steps(
             assert torch.equal(spoken[t], state != 0)
 
 
-@pytest.mark.parametrize("kind", NEURONS.values())
+@pytest.mark.parametrize("kind", KINDS)
 def test_trajectory_of_a_non_contiguous_input(kind: type[Neuron]) -> None:
     means = random_means((4, 6, 5))
     there, _, _ = trajectory(kind(), means.transpose(1, 2), LOPSIDED)
@@ -147,7 +151,7 @@ def test_trajectory_of_a_non_contiguous_input(kind: type[Neuron]) -> None:
 
 
 @pytest.mark.parametrize("threshold", [DYADIC, Threshold(0.5, 0.5), *ONE_SIDED], ids=str)
-@pytest.mark.parametrize("neuron", [kind() for kind in NEURONS.values()] + [MultiThreshold(4, 0.5)], ids=str)
+@pytest.mark.parametrize("neuron", [kind() for kind in RATE] + [MultiThreshold(4, 0.5)], ids=str)
 def test_charge_is_conserved_exactly(neuron: Neuron, threshold: Threshold) -> None:
     """S(t) + v(t) = t M_in(t), with v from the membrane form: nothing is lost, nothing invented.
 
@@ -158,7 +162,7 @@ def test_charge_is_conserved_exactly(neuron: Neuron, threshold: Threshold) -> No
     state, emitted_sum, arrived = None, torch.zeros(200, dtype=torch.float64), torch.zeros(200, dtype=torch.float64)
     for t, drive in enumerate(arriving, start=1):
         arrived = arrived + drive
-        # t M(t) must be the exact sum; M(t) = sum / t rounds, so hand the neuron a product that does not.
+        # M(t) = sum / t would round; as step 1, t M(t) is the sum itself.
         state, mean_out, emitted = neuron.step(state, 1, arrived, threshold)
         assert torch.equal(emitted, membrane(drive))
         emitted_sum = emitted_sum + emitted
@@ -167,7 +171,7 @@ def test_charge_is_conserved_exactly(neuron: Neuron, threshold: Threshold) -> No
         assert torch.equal(emitted_sum + membrane.v, arrived)
 
 
-@pytest.mark.parametrize("neuron", [kind() for kind in NEURONS.values()], ids=str)
+@pytest.mark.parametrize("neuron", [kind() for kind in RATE], ids=str)
 def test_running_means_are_the_membrane_form(neuron: Neuron) -> None:
     """x(t) = t M(t) - (t-1) M(t-1); constant dyadic input, so that t M is exact."""
     mean_in = (random_means((300,), dtype=torch.float64) * 256).round() / 256
@@ -185,6 +189,32 @@ def test_running_means_are_the_membrane_form(neuron: Neuron) -> None:
         assert torch.equal(total + membrane.v, (t + 1) * mean_in)
 
 
+def test_differential_keeps_what_it_has_not_said() -> None:
+    """R(t) + (m(t) - s(t)) = M_in(t), for any trajectory of multiples of 2^-10; M_out is the sum of all corrections."""
+    means = (random_means((9, 300), dtype=torch.float64) * 1024).round() / 1024
+    neuron, state, total = Differential(), None, torch.zeros(300, dtype=torch.float64)
+    for t, mean_in in enumerate(means, start=1):
+        potential = mean_in - total
+        state, mean_out, emitted = neuron.step(state, t, mean_in, DYADIC)
+        assert torch.equal(emitted, neuron.quantise(potential, DYADIC))
+        total = total + emitted
+        assert torch.equal(state, total)
+        assert torch.equal(mean_out, total)
+        assert torch.equal(total + (potential - emitted), mean_in)
+
+
+@pytest.mark.parametrize("neuron", [Differential(), Differential(10), Differential(6, 1.0)], ids=str)
+def test_differential_gains_a_factor_of_three_a_step(neuron: Differential) -> None:
+    mean_in = random_means((400,), dtype=torch.float64).clamp(-1.5, 1.5)
+    floor = neuron.cutoff * SYMMETRIC.positive * 2.0 ** (1 - neuron.levels)
+    out, fired, _ = trajectory(neuron, mean_in.expand(9, -1), SYMMETRIC, masks=True)
+    assert fired is not None
+    for t in range(9):
+        allowed = torch.maximum(mean_in.abs() / 3.0 ** (t + 1), torch.tensor(floor))
+        assert ((out[t] - mean_in).abs() <= allowed * (1 + 1e-12)).all()
+    assert not fired[8].any(), "a neuron that is right falls silent"
+
+
 @pytest.mark.parametrize("threshold", [LOPSIDED, SYMMETRIC, *ONE_SIDED], ids=str)
 @pytest.mark.parametrize("neuron", CASES, ids=str)
 def test_emitted_amplitudes_are_the_levels(neuron: Neuron, threshold: Threshold) -> None:
@@ -199,7 +229,7 @@ def test_emitted_amplitudes_are_the_levels(neuron: Neuron, threshold: Threshold)
 
 
 @pytest.mark.parametrize("threshold", ONE_SIDED, ids=str)
-@pytest.mark.parametrize("kind", NEURONS.values())
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_sign_without_levels_never_fires(kind: type[Neuron], threshold: Threshold) -> None:
     out, fired, _ = trajectory(kind(), random_means((5, 300)) * 3, threshold, masks=True)
     sign = 1 if threshold.positive else -1
@@ -209,7 +239,7 @@ def test_a_sign_without_levels_never_fires(kind: type[Neuron], threshold: Thresh
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", NEURONS.values())
+@pytest.mark.parametrize("kind", KINDS)
 def test_state_is_float32_at_least(kind: type[Neuron], dtype: torch.dtype) -> None:
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     state = None
@@ -220,7 +250,7 @@ def test_state_is_float32_at_least(kind: type[Neuron], dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("threshold", [LOPSIDED, SYMMETRIC], ids=str)
-@pytest.mark.parametrize("kind", NEURONS.values())
+@pytest.mark.parametrize("kind", KINDS)
 def test_inputs_are_not_changed(kind: type[Neuron], threshold: Threshold) -> None:
     means = random_means((4, 50), dtype=torch.float64)
     before = means.clone()
@@ -237,10 +267,10 @@ def test_inputs_are_not_changed(kind: type[Neuron], threshold: Threshold) -> Non
     assert torch.equal(means, before)
 
 
-@pytest.mark.parametrize("neuron", [*(kind() for kind in NEURONS.values()), MultiThreshold(8, 0.5)], ids=str)
+@pytest.mark.parametrize("neuron", [*(kind() for kind in RATE), MultiThreshold(8, 0.5)], ids=str)
 def test_the_error_falls_like_one_over_t(neuron: Neuron) -> None:
     """Constant input in range: the residual potential stays bounded, so |M_out(T) - M_in| is of order 1/T."""
-    top = scale(neuron, SYMMETRIC) if isinstance(neuron, MultiThreshold) else 4 * SYMMETRIC.positive
+    top = 4 * SYMMETRIC.positive if isinstance(neuron, PublishedMultiThreshold) else SYMMETRIC.positive
     mean_in = (random_means((400,), dtype=torch.float64) * top / 2).clamp(-top, top)
     out, _, _ = trajectory(neuron, mean_in.expand(256, -1), SYMMETRIC)
     steps = np.array([2, 4, 8, 16, 32, 64, 128, 256])
@@ -250,13 +280,14 @@ def test_the_error_falls_like_one_over_t(neuron: Neuron) -> None:
 
 
 @pytest.mark.parametrize("levels", [0, -1, 25, 2.0, "8", None])
-@pytest.mark.parametrize("kind", NEURONS.values())
+@pytest.mark.parametrize("kind", KINDS)
 def test_bad_levels_are_refused(kind: type[Neuron], levels: object) -> None:
     with pytest.raises(ConfigError, match="levels must be"):
         kind(levels=levels)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("cutoff", [0, -0.5, 1.5, float("nan"), float("inf")])
-def test_a_bad_cutoff_is_refused(cutoff: float) -> None:
+@pytest.mark.parametrize("kind", [MultiThreshold, Differential])
+def test_a_bad_cutoff_is_refused(kind: type[MultiThreshold], cutoff: float) -> None:
     with pytest.raises(ConfigError, match="cutoff must be"):
-        MultiThreshold(8, cutoff)
+        kind(8, cutoff)

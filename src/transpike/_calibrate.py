@@ -62,8 +62,11 @@ def calibrate(
     Arguments: batches -- model inputs (tensors, tuples, dicts), unlabelled; read until `max_samples` samples are seen.
     Returns: the same thresholds for any batch size or order of the same samples, as far as the activations themselves
     are the same (floating-point kernels may differ by rounding between batch sizes).
-    Raises: CalibrationError for no samples, NaN or infinity, or a site that saw no data, naming it.
+    Raises: CalibrationError for no samples, NaN or infinity, or a site that saw no data, naming it; ConfigError for
+    max_samples < 1.
     """
+    if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
+        raise ConfigError(f"max_samples must be None or a whole number of at least 1, not {max_samples!r}")
     choices = {site.name: recipe.choice(site) for site in plan.sites}
     histograms = {name: Histogram() for name, choice in choices.items() if choice.threshold is None}
     observing = Observing(marked, histograms)
@@ -82,8 +85,12 @@ def calibrate(
         raise CalibrationError("calibration got no samples; pass at least one batch of model inputs")
     blind = [name for name, histogram in histograms.items() if histogram.count == 0]
     if blind:
-        raise CalibrationError(f"no data reached site {', '.join(blind[:5])}; give it a threshold or keep its layer analog")
-    thresholds = {name: choice.threshold or _measured(choice, histograms[name], recipe) for name, choice in choices.items()}
+        raise CalibrationError(
+            f"no data reached site {', '.join(blind[:5])}; give it a threshold or keep its layer analog"
+        )
+    thresholds = {
+        name: choice.threshold or _measured(choice, histograms[name], recipe) for name, choice in choices.items()
+    }
     return Calibration(thresholds, samples)
 
 
@@ -120,7 +127,11 @@ def given(plan: Plan, thresholds: Mapping[str, Any]) -> Calibration:
     if missing or extra:
         raise ConfigError(
             f"thresholds must name the plan's {len(names)} sites: "
-            + "; ".join(filter(None, (missing and f"missing {', '.join(missing[:5])}", extra and f"unknown {', '.join(extra[:5])}")))
+            + "; ".join(
+                filter(
+                    None, (missing and f"missing {', '.join(missing[:5])}", extra and f"unknown {', '.join(extra[:5])}")
+                )
+            )
         )
     return Calibration({name: as_threshold(thresholds[name], name) for name in sorted(names)}, 0)
 
@@ -129,7 +140,13 @@ def as_threshold(value: Any, name: str) -> Threshold:
     if isinstance(value, Threshold):
         pair = (value.positive, value.negative)
     else:
-        pair = (value, value) if isinstance(value, (int, float)) else tuple(value)
+        pair = (
+            (value, value)
+            if isinstance(value, (int, float))
+            else tuple(value)
+            if isinstance(value, (list, tuple))
+            else ()
+        )
     if len(pair) != 2 or not all(isinstance(v, (int, float)) and abs(v) < float("inf") for v in pair):
         raise ConfigError(f"threshold of site {name} must be one or two finite numbers, not {value!r}")
     return Threshold(float(pair[0]), float(pair[1]))

@@ -110,7 +110,9 @@ def _leaves(inputs: Any) -> tuple[tuple[torch.Tensor, ...], Structure]:
     fixed = tuple(None if i in tensors else leaf for i, leaf in enumerate(flat))
     bad = sorted({type(leaf).__name__ for leaf in fixed if not isinstance(leaf, (bool, int, float, str, type(None)))})
     if bad:
-        raise DataError(f"model inputs must be tensors or plain values, but found {', '.join(bad)}; convert them to tensors")
+        raise DataError(
+            f"model inputs must be tensors or plain values, but found {', '.join(bad)}; convert them to tensors"
+        )
     return tuple(flat[i] for i in tensors), Structure(spec, fixed, tensors)
 
 
@@ -175,7 +177,9 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     leaves = tuple(_cast(leaf, dtype) for leaf in leaves)
     if leaves[0].dim() <= batch_dim:
-        raise DataError(f"the first input has shape {tuple(leaves[0].shape)}, which has no dimension {batch_dim} for the batch")
+        raise DataError(
+            f"the first input has shape {tuple(leaves[0].shape)}, which has no dimension {batch_dim} for the batch"
+        )
     batch = leaves[0].shape[batch_dim]
     axes = [_find_batch(leaf, batch, batch_dim) for leaf in leaves]
     if any(parameter.requires_grad for parameter in model.parameters()) and model.training:
@@ -246,7 +250,9 @@ def _explain(error: Exception) -> CaptureError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     if isinstance(error, TypeError) and "positional argument" in first:
-        return CaptureError(f"the model cannot be called on this batch ({first}); a label in the batch is not a model input")
+        return CaptureError(
+            f"the model cannot be called on this batch ({first}); a label in the batch is not a model input"
+        )
     return CaptureError(f"torch.export could not capture the model: {type(error).__name__}: {first[:300]}")
 
 
@@ -254,7 +260,9 @@ def _explain(error: Exception) -> CaptureError:
 def _quiet_logs():
     import logging
 
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx.experimental.symbolic_shapes")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx.experimental.symbolic_shapes")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -320,8 +328,11 @@ def _shares_memory(target: torch.fx.Node, writer: torch.fx.Node) -> bool:
             return True
     if target.op in ("placeholder", "get_attr"):
         return True
-    return any(_is_view(user) and any(_comes_after(u, writer) for u in user.users) and not _comes_after(user, writer)
-               for user in target.users if user is not writer)
+    return any(
+        _is_view(user) and any(_comes_after(u, writer) for u in user.users) and not _comes_after(user, writer)
+        for user in target.users
+        if user is not writer
+    )
 
 
 def _is_view(node: torch.fx.Node) -> bool:
@@ -346,7 +357,9 @@ def _split_attention(node: torch.fx.Node) -> None:
         try:
             last = attention.split(node, emit)
         except ValueError as error:
-            raise CaptureError(f"{module_path(node) or 'the model'}: {error}; call model.eval() before converting") from error
+            raise CaptureError(
+                f"{module_path(node) or 'the model'}: {error}; call model.eval() before converting"
+            ) from error
     node.replace_all_uses_with(last)
     node.graph.erase_node(node)
 
@@ -372,7 +385,9 @@ def _expression(size: Any) -> Any:
 
 
 def _batch_axis(shape: Any, symbol: Any) -> int | None:
-    axes = [i for i, size in enumerate(shape) if _expression(size) is not None and symbol in _expression(size).free_symbols]
+    axes = [
+        i for i, size in enumerate(shape) if _expression(size) is not None and symbol in _expression(size).free_symbols
+    ]
     if not axes:
         return None
     return axes[0] if len(axes) == 1 else -1

@@ -58,7 +58,9 @@ def convert(
     captured = capture(model, example, batch_dim=batch_dim)
     decided = plan(captured, recipe.policy, notes=recipe.lines())
     if not decided.sites:
-        raise PlanError("no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer")
+        raise PlanError(
+            "no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer"
+        )
     unused = recipe.unused_patterns(decided.sites)
     if unused and recipe.name not in ("ecmt-code",):
         raise ConfigError(f"site pattern {unused[0]!r} matches no site; transpike inspect lists the names")
@@ -71,9 +73,17 @@ def convert(
 
 
 def assemble(
-    model: torch.nn.Module, captured: Captured, marked: Any, decided: Any, recipe: Recipe, found: Calibration, example: Any
+    model: torch.nn.Module,
+    captured: Captured,
+    marked: Any,
+    decided: Any,
+    recipe: Recipe,
+    found: Calibration,
+    example: Any,
 ) -> SpikingModel:
-    return SpikingModel(model, captured, marked, decided, recipe, found, unfoldable=unfoldable(captured, marked, example))
+    return SpikingModel(
+        model, captured, marked, decided, recipe, found, unfoldable=unfoldable(captured, marked, example)
+    )
 
 
 def _peek(batches: Any, example: Any) -> tuple[Any, Iterator[Any]]:
@@ -95,9 +105,17 @@ def unfoldable(captured: Captured, marked: torch.fx.GraphModule, example: Any) -
         return "a tensor has its batch in two dimensions"
     device = next((p.device for p in marked.parameters()), torch.device("cpu"))
     leaves = captured.flatten(example)
-    one = tuple(leaf if s.batch_axis is None else leaf.narrow(s.batch_axis, 0, 1).to(device) for s, leaf in zip(captured.inputs, leaves, strict=True))
-    other = tuple(leaf if s.batch_axis is None else _different(leaf) for s, leaf in zip(captured.inputs, one, strict=True))
-    both = tuple(a if s.batch_axis is None else torch.cat([a, b], s.batch_axis) for s, a, b in zip(captured.inputs, one, other, strict=True))
+    one = tuple(
+        leaf if s.batch_axis is None else leaf.narrow(s.batch_axis, 0, 1).to(device)
+        for s, leaf in zip(captured.inputs, leaves, strict=True)
+    )
+    other = tuple(
+        leaf if s.batch_axis is None else _different(leaf) for s, leaf in zip(captured.inputs, one, strict=True)
+    )
+    both = tuple(
+        a if s.batch_axis is None else torch.cat([a, b], s.batch_axis)
+        for s, a, b in zip(captured.inputs, one, other, strict=True)
+    )
     alone = [_fingerprints(marked, inputs, 1) for inputs in (one, other)]
     together = _fingerprints(marked, both, 2)
     for name, pair in together.items():
@@ -112,7 +130,9 @@ def _different(leaf: torch.Tensor) -> torch.Tensor:
     return leaf.flip(-1) * 0.75 if leaf.is_floating_point() else leaf.roll(1, -1)
 
 
-def _fingerprints(marked: torch.fx.GraphModule, leaves: tuple[torch.Tensor, ...], parts: int) -> dict[str, torch.Tensor]:
+def _fingerprints(
+    marked: torch.fx.GraphModule, leaves: tuple[torch.Tensor, ...], parts: int
+) -> dict[str, torch.Tensor]:
     """Per site and part of the batch: two weighted means, so that a mix-up of elements shows."""
     program = cut(marked)
     prints: dict[str, torch.Tensor] = {}

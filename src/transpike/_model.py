@@ -114,4 +114,3 @@ class SpikingModel:
         return f"SpikingModel({type(self.source_module).__name__}, recipe {self.recipe.name}, {sites} sites, {neurons:,} neurons, {how})"
 
     __repr__ = __str__
-

@@ -164,7 +164,9 @@ def _analog_reason(
     return f"matches {pattern!r}" if pattern else ""
 
 
-def _is_head(node: torch.fx.Node, roles: dict[torch.fx.Node, Role], provenance: dict[torch.fx.Node, Provenance]) -> bool:
+def _is_head(
+    node: torch.fx.Node, roles: dict[torch.fx.Node, Role], provenance: dict[torch.fx.Node, Provenance]
+) -> bool:
     """Whether the output is this layer's result up to constants: no other signal joins on the way."""
     for user in node.users:
         if user.op == "output":
@@ -195,7 +197,9 @@ def _kinds(
     return SiteKind.PRODUCT, SiteKind.PRODUCT
 
 
-def _comes_from_softmax(node: Any, roles: dict[torch.fx.Node, Role], provenance: dict[torch.fx.Node, Provenance]) -> bool:
+def _comes_from_softmax(
+    node: Any, roles: dict[torch.fx.Node, Role], provenance: dict[torch.fx.Node, Provenance]
+) -> bool:
     while node.target not in SOFTMAX:
         signals = [operand for operand in node.all_input_nodes if carries(operand, provenance)]
         if roles.get(node) not in (Role.STRUCTURAL, Role.AFFINE) or len(signals) != 1:
@@ -217,4 +221,8 @@ def _leads_to_softmax(node: torch.fx.Node, roles: dict[torch.fx.Node, Role]) -> 
 
 
 def op_name(node: torch.fx.Node) -> str:
-    return str(node.target).removeprefix("aten.") if "aten" in str(node.target) else getattr(node.target, "__name__", str(node.target))
+    return (
+        str(node.target).removeprefix("aten.")
+        if "aten" in str(node.target)
+        else getattr(node.target, "__name__", str(node.target))
+    )

@@ -47,7 +47,9 @@ class Plan:
         rows = []
         for site in self.sites:
             shape = " x ".join("B" if size is None else str(size) for size in site.shape)
-            rows.append((shorten(site.name, 64), str(site.kind), shape, str(len(site.reads)), shorten(site.reads[0][0], 48)))
+            rows.append(
+                (shorten(site.name, 64), str(site.kind), shape, str(len(site.reads)), shorten(site.reads[0][0], 48))
+            )
         neurons = sum(site.neurons for site in self.sites)
         note = f"{len(self.sites)} sites, {neurons:,} neurons per sample; the residual stream stays analog"
         notes = (note, *self.policy.lines(), *self.notes)
@@ -61,7 +63,9 @@ class Plan:
         items = sorted(counts.items(), key=lambda item: (order[item[0][1]], -item[1], item[0][0]))
         rows = tuple((op, treatment, str(count)) for (op, treatment), count in items)
         notes = tuple(f"analog: {layer.name} ({layer.reason})" for layer in self.layers if layer.reason)
-        notes += tuple(f"UNKNOWN: {unknown.op} in {unknown.module or 'the model'}, node {unknown.node}" for unknown in self.unknown)
+        notes += tuple(
+            f"UNKNOWN: {unknown.op} in {unknown.module or 'the model'}, node {unknown.node}" for unknown in self.unknown
+        )
         return Table("Operators", ("operator", "treatment", "count"), rows, notes)
 
     def _treatment(self, operator: Operator, spiking: set[str], analog: set[str]) -> str:

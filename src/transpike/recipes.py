@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConfigError
-from .neurons import NEURONS, MultiThreshold, Neuron, PublishedMultiThreshold
+from .neurons import NEURONS, Differential, MultiThreshold, Neuron, PublishedMultiThreshold
 from .observers import RANGE_RULES, Percentile, RangeRule
 from .policy import Policy
 from .types import Site, SiteKind, Threshold
@@ -101,7 +101,7 @@ class Recipe:
             )
         except ConfigError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a recipe: {type(error).__name__} at {error}") from error
 
 
@@ -201,7 +201,26 @@ def ecmt_code(
     return Recipe("ecmt-code", PublishedMultiThreshold(levels), Percentile(percentile), policy, kinds, patterns, None)
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {"ecmt": ecmt, "ecmt-code": ecmt_code}
+def differential(
+    *,
+    levels: int = 8,
+    percentile: float = 1.0,
+    cutoff: float = 0.5,
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """Differential coding: spikes carry corrections of a running estimate, so the error shrinks by a factor a step.
+
+    Source: DCGS, arXiv 2503.00301, in running-estimate form. Differences: levels are powers of two below the largest
+    activation magnitude, the same for both signs (overshoots must be taken back), and not the fixed point of the paper.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    return Recipe("differential", Differential(levels, cutoff), Percentile(percentile, symmetric=True), policy)
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {"ecmt": ecmt, "ecmt-code": ecmt_code, "differential": differential}
 
 
 def recipe_named(name: str, **options: Any) -> Recipe:

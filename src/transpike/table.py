@@ -21,7 +21,9 @@ class Table:
     notes: tuple[str, ...] = field(default=())
 
     def __rich__(self) -> rich.console.RenderableType:
-        table = rich.table.Table(title=self.title or None, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        table = rich.table.Table(
+            title=self.title or None, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+        )
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="left" if index == 0 or not self._numeric(index) else "right")
         for row in self.rows:

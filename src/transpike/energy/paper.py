@@ -65,7 +65,13 @@ class PaperAccount:
 
     def table(self) -> Table:
         rows = tuple(
-            (str(t + 1), f"{self.operations[t] / 1e6:.2f}", f"{self.energy_pj[t] / 1e6:.2f}", f"{self.spikes_per_synapse[t]:.3f}", f"{self.ratio[t]:.3f}")
+            (
+                str(t + 1),
+                f"{self.operations[t] / 1e6:.2f}",
+                f"{self.energy_pj[t] / 1e6:.2f}",
+                f"{self.spikes_per_synapse[t]:.3f}",
+                f"{self.ratio[t]:.3f}",
+            )
             for t in range(len(self.operations))
         )
         left_out = f"left out as in the papers: {', '.join(self.left_out)}; " if self.left_out else ""

@@ -31,7 +31,9 @@ def load_prices(table: str | Path = DEFAULT) -> PriceTable:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no price table {table}; give the name of a built-in table or the path of a .toml file") from None
+        raise ConfigError(
+            f"no price table {table}; give the name of a built-in table or the path of a .toml file"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"price table {path} is not TOML: {error}") from error
     if data.get("unit") != "pJ":

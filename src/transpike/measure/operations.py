@@ -75,7 +75,9 @@ def _einsum_pairs(
 ) -> torch.Tensor:
     first, second = equation.replace(" ", "").split("->")[0].split(",")
     pieces = (per_step(left, steps, axes[0]), per_step(right, steps, axes[1]))
-    return torch.einsum(f"Z{first},Z{second}->Z", *(piece.to(torch.float64) for piece in pieces)).round().to(torch.int64)
+    return (
+        torch.einsum(f"Z{first},Z{second}->Z", *(piece.to(torch.float64) for piece in pieces)).round().to(torch.int64)
+    )
 
 
 def per_step(value: torch.Tensor, steps: int, axis: int) -> torch.Tensor:

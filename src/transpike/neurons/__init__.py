@@ -10,6 +10,7 @@ To add a neuron, add its file and its row in NEURONS.
 
 from __future__ import annotations
 
+from .differential import Differential
 from .multi_threshold import MultiThreshold
 from .published import PublishedMultiThreshold
 from .trajectory import Neuron, trajectory
@@ -17,6 +18,7 @@ from .trajectory import Neuron, trajectory
 NEURONS: dict[str, type[Neuron]] = {
     "multi-threshold": MultiThreshold,
     "published-multi-threshold": PublishedMultiThreshold,
+    "differential": Differential,
 }
 
-__all__ = ["NEURONS", "MultiThreshold", "Neuron", "PublishedMultiThreshold", "trajectory"]
+__all__ = ["NEURONS", "Differential", "MultiThreshold", "Neuron", "PublishedMultiThreshold", "trajectory"]

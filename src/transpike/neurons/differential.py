@@ -27,6 +27,7 @@ class Differential:
     """
 
     name: ClassVar[str] = "differential"
+    code: ClassVar[str] = "sum"
     levels: int = 8
     cutoff: float = 0.5
 
@@ -43,3 +44,6 @@ class Differential:
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         return MultiThreshold(self.levels, self.cutoff).quantise(potential, threshold)
+
+    def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
+        return MultiThreshold(self.levels, self.cutoff).amplitudes(threshold)

@@ -37,6 +37,7 @@ class MultiThreshold:
     """
 
     name: ClassVar[str] = "multi-threshold"
+    code: ClassVar[str] = "rate"
     levels: int = 8
     cutoff: float = 1.0
 
@@ -57,9 +58,21 @@ class MultiThreshold:
         scale, amplitude = signed_scale(potential, threshold)
         size = silence((potential / scale).abs_(), self.cutoff * smallest)
         level = nearest_power_of_two(size).clamp_(max=1.0)
-        if self.cutoff < 0.75:  # below 3/4 of the smallest level the nearest power of two is a level that does not exist
+        if (
+            self.cutoff < 0.75
+        ):  # below 3/4 of the smallest level the nearest power of two is a level that does not exist
             level = torch.where((size > 0) & (level < smallest), smallest, level)
         return level.mul_(amplitude).copysign_(potential)
+
+    def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
+        silent = Threshold(max(threshold.positive, 0.0), max(threshold.negative, 0.0))
+        return signed_amplitudes(silent, range(1 - self.levels, 1))
+
+
+def signed_amplitudes(threshold: Threshold, exponents: range) -> tuple[float, ...]:
+    """theta 2^k for both signs, without those that are 0."""
+    pairs = ((1.0, threshold.positive), (-1.0, threshold.negative))
+    return tuple(sign * theta * 2.0**k for sign, theta in pairs for k in exponents if theta != 0)
 
 
 def silence(size: torch.Tensor, least: float) -> torch.Tensor:
@@ -68,9 +81,7 @@ def silence(size: torch.Tensor, least: float) -> torch.Tensor:
     return torch.nn.functional.threshold(size, below, 0.0, inplace=True)
 
 
-def signed_scale(
-    potential: torch.Tensor, threshold: Threshold
-) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+def signed_scale(potential: torch.Tensor, threshold: Threshold) -> tuple[torch.Tensor | float, torch.Tensor | float]:
     """What to divide each potential by, and what a level of 1 is worth to it (0 where its sign has no levels)."""
     amplitudes = (max(threshold.positive, 0.0), max(threshold.negative, 0.0))
     either = max(amplitudes) or 1.0
@@ -85,5 +96,7 @@ def _by_sign(potential: torch.Tensor, values: tuple[float, float]) -> torch.Tens
     middle, half = ((torch.tensor((values[0] + sign * values[1]) / 2, dtype=potential.dtype)) for sign in (1, -1))
     first, second = (torch.tensor(value, dtype=potential.dtype) for value in values)
     if middle + half == first and middle - half == second:  # exact for thresholds of few bits, and 8 times faster
-        return torch.copysign(half.abs().to(potential.device), potential if half > 0 else -potential).add_(middle.item())
+        return torch.copysign(half.abs().to(potential.device), potential if half > 0 else -potential).add_(
+            middle.item()
+        )
     return torch.where(potential >= 0, first.to(potential.device), second.to(potential.device))

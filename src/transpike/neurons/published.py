@@ -9,7 +9,7 @@ import torch
 
 from ..errors import ConfigError
 from ..types import Threshold
-from .multi_threshold import BITS, signed_scale, silence
+from .multi_threshold import BITS, signed_amplitudes, signed_scale, silence
 from .rate import rate_step
 
 
@@ -26,6 +26,7 @@ class PublishedMultiThreshold:
     """
 
     name: ClassVar[str] = "published-multi-threshold"
+    code: ClassVar[str] = "rate"
     levels: int = 8
 
     def __post_init__(self) -> None:
@@ -46,6 +47,9 @@ class PublishedMultiThreshold:
         integer, _, mask = BITS[size.dtype]
         level = size.view(integer).bitwise_and_(mask).view(size.dtype).clamp_(max=2.0 ** (self.levels - 1))
         return level.mul_(amplitude).copysign_(potential)
+
+    def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
+        return signed_amplitudes(threshold, range(self.levels))
 
     def _scan(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         emitted = torch.zeros_like(potential)

@@ -15,9 +15,14 @@ CHUNK = 1 << 18
 
 @runtime_checkable
 class Neuron(Protocol):
-    """A frozen dataclass with the fields that define the neuron, and `step`."""
+    """A frozen dataclass with the fields that define the neuron, and pure functions.
+
+    code -- "rate": a signal's value is the mean of what was emitted; "sum": the sum. quantise -- Q, which turns a
+    membrane into what is emitted. amplitudes -- every value Q can emit but 0, one per binary channel.
+    """
 
     name: ClassVar[str]
+    code: ClassVar[str]
 
     @property
     def levels(self) -> int: ...
@@ -25,6 +30,10 @@ class Neuron(Protocol):
     def step(
         self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+    def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor: ...
+
+    def amplitudes(self, threshold: Threshold) -> tuple[float, ...]: ...
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -56,4 +65,8 @@ def trajectory(
             if fired is not None and spoken is not None:
                 torch.ne(emitted, 0, out=fired[t, part])
                 torch.ne(state, 0, out=spoken[t, part])
-    return out.view(shape), fired if fired is None else fired.view(shape), spoken if spoken is None else spoken.view(shape)
+    return (
+        out.view(shape),
+        fired if fired is None else fired.view(shape),
+        spoken if spoken is None else spoken.view(shape),
+    )

@@ -1,0 +1,250 @@
+"""SpikingModel, batch -> Run, in spikes: the network of the paper, step by step, as a chip would have to run it.
+
+Slow on purpose. Nothing here works on running means: signals are what each operator emits in one step, neurons are
+membranes, a spike is one of 2n binary channels, weights are multiplied by the levels beforehand, and expectation
+compensation modules keep explicit sums. It proves that the fast simulator simulates this network.
+
+    code     value a signal carries after t steps     w(t)     constants are added
+    rate     mean of what it emitted, S(t) / t        t        at every step
+    sum      sum of what it emitted, S(t)             1        at the first step
+
+With w(t) of the code, a compensated nonlinearity emits w(t) F(S(t)/w(t)) - w(t-1) F(S(t-1)/w(t-1)), and a product of
+two spiking signals emits P(t)/w(t) - P(t-1)/w(t-1), P(t) = P(t-1) + a b + a B(t-1) + A(t-1) b, with A, B the sums of
+its operands' spikes. Source: arXiv 2502.21193 (rate); arXiv 2503.00301 in running-estimate form (sum).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_map_only
+
+from . import ops
+from ._execute import call, run_prefix
+from ._model import SpikingModel
+from ._simulate import Run
+from .errors import ConfigError
+from .measure import Tally
+from .neurons import Neuron
+from .types import Role, Threshold
+
+Values = dict[torch.fx.Node, Any]
+
+
+@dataclass
+class State:
+    """All that survives a step: membranes by site; by node, sums of operands, P, and the total a module has emitted."""
+
+    t: int = 0
+    membranes: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    products: dict[str, torch.Tensor] = field(default_factory=dict)
+    emitted: dict[str, torch.Tensor] = field(default_factory=dict)
+    output: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """One step of one neuron: `channels` [2n, ...] bool, `amplitudes` [2n], what a spike of each channel is worth."""
+
+    channels: torch.Tensor
+    amplitudes: tuple[float, ...]
+    dtype: torch.dtype
+
+    @property
+    def value(self) -> torch.Tensor:
+        worth = torch.tensor(self.amplitudes, dtype=self.dtype, device=self.channels.device)
+        return torch.tensordot(worth, self.channels.to(self.dtype), dims=1)
+
+
+class BrokenPromise(AssertionError):
+    """The literal network did something a spiking network may not do; raised only with check=True."""
+
+
+class Literal:
+    """The network in spikes. `check` asserts its promises as it runs: one channel at most fires per neuron, charge is
+    conserved, and no spiking layer multiplies by an activation."""
+
+    def __init__(self, model: SpikingModel, *, check: bool = False) -> None:
+        self.model = model
+        self.check = check
+        self.roles = {operator.node: operator.role for operator in model.plan.operators}
+        self.layers = {layer.node: layer for layer in model.plan.layers if layer.spiking}
+        codes = {neuron.code for neuron in model.neurons.values()}
+        if len(codes) != 1:
+            raise ConfigError(f"the neurons of one network must share a code, not {', '.join(sorted(codes))}")
+        self.rate = codes == {"rate"}
+        self.moving = set(model.program.body)
+
+    def weight(self, t: int) -> float:
+        return float(t) if self.rate else 1.0
+
+    @torch.no_grad()
+    def run(self, inputs: Any, *, steps: int, state: State | None = None) -> tuple[Run, State]:
+        """Steps state.t + 1 .. steps; `state` continues an earlier run on the same inputs."""
+        leaves = self.model.prepare(inputs)
+        state = state or State()
+        tally = Tally(steps - state.t, samples=self.model.samples_in(leaves))
+        crossing = run_prefix(self.model.program, leaves)
+        outputs = []
+        first = state.t
+        for t in range(first + 1, steps + 1):
+            outputs.append(self.step(crossing, state, t, tally, t - 1 - first))
+        return Run(torch.stack(outputs), tally, "literal"), state
+
+    def step(self, crossing: Values, state: State, t: int, tally: Tally, row: int) -> torch.Tensor:
+        state.t = t
+        values: Values = {}
+        for node in self.model.program.body:
+            if ops.is_site(node):
+                values[node] = self._neuron(node, self._arg(node.args[0], values, crossing, t), state, tally, row)
+            else:
+                values[node] = self._operator(node, values, crossing, state, t)
+            for dead in self.model.program.dead_after.get(node, ()):
+                values.pop(dead, None)
+        result = self.model.program.output.args[0]
+        emitted = values[result[0] if isinstance(result, (tuple, list)) else result]  # type: ignore[index]
+        state.output = emitted if state.output is None else state.output + emitted
+        return state.output / self.weight(t)
+
+    # --- neurons -----------------------------------------------------------------------------------------------------
+
+    def _neuron(self, node: torch.fx.Node, drive: torch.Tensor, state: State, tally: Tally, row: int) -> Spikes:
+        """v += x; at most one level fires; v -= what it is worth."""
+        site = str(node.args[1])
+        neuron, threshold = self.model.neurons[site], self.model.thresholds[site]
+        membrane = state.membranes.get(site, torch.zeros_like(drive)) + drive
+        spikes = to_channels(neuron, threshold, neuron.quantise(membrane, threshold))
+        state.membranes[site] = membrane - spikes.value
+        fired = spikes.channels.sum(0)
+        if self.check and int(fired.max()) > 1:
+            raise BrokenPromise(f"site {site}: two channels of one neuron fired in step {state.t}")
+        neurons = fired.numel() // max(tally.samples, 1)
+        tally.add_spikes(site, row, fired.sum().reshape(1).cpu().numpy(), neurons)
+        return spikes
+
+    # --- operators ---------------------------------------------------------------------------------------------------
+
+    def _operator(self, node: torch.fx.Node, values: Values, crossing: Values, state: State, t: int) -> Any:
+        role = self.roles.get(node.name) or self._copied_role(node)
+        layer = self.layers.get(node.name)
+        if layer is not None and role is Role.WEIGHT:
+            return self._weight_layer(node, values, crossing, t)
+        if layer is not None:
+            return self._product(node, values, state, t)
+        if role in (Role.NONLINEAR, Role.PRODUCT, Role.UNKNOWN):
+            return self._compensated(node, values, crossing, state, t)
+        if role is Role.STRUCTURAL and any(isinstance(values.get(a), Spikes) for a in node.all_input_nodes):
+            return self._rearranged(node, values, crossing)
+        return self._linear(node, values, crossing, t)
+
+    def _copied_role(self, node: torch.fx.Node) -> Role:
+        """Rearrangements repeated behind a site are not in the plan."""
+        return Role.STRUCTURAL if node.target in ops.RULES else Role.CONSTANT
+
+    def _arg(self, argument: Any, values: Values, crossing: Values, t: int) -> Any:
+        """What an operand emits in this step: a value of the prefix stands for a constant, emitted as its code has it."""
+        if argument in values:
+            return values[argument]
+        value = crossing[argument]
+        if self._is_signal(argument) and not self.rate and t > 1:
+            return torch.zeros_like(value)
+        return value
+
+    def _is_signal(self, node: torch.fx.Node) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+    def _linear(self, node: torch.fx.Node, values: Values, crossing: Values, t: int) -> Any:
+        """Affine operators and analog weight layers: applied to what arrives, constants included as the code says.
+
+        An affine operator is x -> L x + c. In rate code c is added at every step; in sum code only at the first, so
+        later steps give F(x) - F(0).
+        """
+        read = {n: values[n] if n in values else crossing[n] for n in node.all_input_nodes}
+        read = {n: v.value if isinstance(v, Spikes) else v for n, v in read.items()}
+        result = call(node, read)
+        if self.rate or t == 1 or not isinstance(result, torch.Tensor) or not result.is_floating_point():
+            return result
+        silent = {
+            n: tree_map_only(torch.Tensor, torch.zeros_like, v) if n in self.moving else v for n, v in read.items()
+        }
+        base = call(node, silent)
+        return torch.where(torch.isinf(base), torch.zeros_like(base), result - base)
+
+    def _compensated(self, node: torch.fx.Node, values: Values, crossing: Values, state: State, t: int) -> Any:
+        """An expectation compensation module: running sums of its inputs, and the total it has emitted."""
+        moving = [n for n in node.all_input_nodes if n in self.moving and isinstance(values[n], torch.Tensor)]
+        before = state.sums.get(node.name) or tuple(torch.zeros_like(values[n]) for n in moving)
+        sums = tuple(s + values[n] for s, n in zip(before, moving, strict=True))
+        state.sums[node.name] = sums
+        w = self.weight(t)
+        means = {n: s / w for n, s in zip(moving, sums, strict=True)}
+        read = {
+            n: means[n] if n in means else (values[n] if n in values else crossing[n]) for n in node.all_input_nodes
+        }
+        result = call(node, read)
+        if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+            return result
+        total = result * w
+        emitted = total - state.emitted[node.name] if node.name in state.emitted else total
+        state.emitted[node.name] = total
+        return emitted
+
+    def _weight_layer(self, node: torch.fx.Node, values: Values, crossing: Values, t: int) -> torch.Tensor:
+        """Parallel parameter normalisation: one copy of the weights per channel, multiplied by its amplitude beforehand;
+        each copy reads binary spikes, so the layer only selects and adds. The bias is a constant."""
+        left, right = ops.factors(node)  # type: ignore[misc]
+        spiking, weight = (left, right) if isinstance(values.get(left), Spikes) else (right, left)
+        spikes: Spikes = values[spiking]
+        others = {n: crossing[n] if n in crossing else values[n] for n in node.all_input_nodes if n is not spiking}
+        silent = call(node, {**others, spiking: torch.zeros_like(spikes.channels[0], dtype=others[weight].dtype)})
+        result = silent if self.rate or t == 1 else torch.zeros_like(silent)
+        for channel, amplitude in zip(spikes.channels, spikes.amplitudes, strict=True):
+            binary = channel.to(others[weight].dtype)
+            if self.check and not bool(((binary == 0) | (binary == 1)).all()):
+                raise BrokenPromise(f"{node.name}: a spiking layer reads values other than 0 and 1")
+            scaled = {**others, weight: others[weight] * amplitude}
+            result = result + call(node, {**scaled, spiking: binary}) - silent
+        return result
+
+    def _product(self, node: torch.fx.Node, values: Values, state: State, t: int) -> torch.Tensor:
+        """Three accumulate terms per step: spike x spike, spike x sum, sum x spike."""
+        left, right = ops.factors(node)  # type: ignore[misc]
+        a, b = values[left].value, values[right].value
+        total_a, total_b = state.sums.get(node.name) or (torch.zeros_like(a), torch.zeros_like(b))
+
+        def times(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return _replaced(node, {left: x, right: y}) if left is not right else _replaced(node, {left: x})
+
+        fresh = times(a, b) + times(a, total_b) + times(total_a, b)
+        before = state.products.get(node.name)
+        product = fresh if before is None else before + fresh
+        state.sums[node.name], state.products[node.name] = (total_a + a, total_b + b), product
+        return product / self.weight(t) - (0 if before is None else before / self.weight(t - 1))
+
+    def _rearranged(self, node: torch.fx.Node, values: Values, crossing: Values) -> Spikes:
+        """The same rearrangement of every channel."""
+        source = next(n for n in node.all_input_nodes if isinstance(values.get(n), Spikes))
+        spikes: Spikes = values[source]
+        others = {n: values[n] if n in values else crossing[n] for n in node.all_input_nodes if n is not source}
+        moved = [call(node, {**others, source: channel}) for channel in spikes.channels]
+        return Spikes(torch.stack(moved), spikes.amplitudes, spikes.dtype)
+
+
+def to_channels(neuron: Neuron, threshold: Threshold, emitted: torch.Tensor) -> Spikes:
+    """Emitted amplitudes -> one binary channel per level and sign."""
+    amplitudes = neuron.amplitudes(threshold)
+    worth = torch.tensor(amplitudes, dtype=emitted.dtype, device=emitted.device)
+    channels = emitted == worth.reshape(-1, *[1] * emitted.dim())
+    if not torch.equal(channels.any(0), emitted != 0):
+        raise BrokenPromise("a neuron emitted an amplitude that is none of its levels")
+    return Spikes(channels, amplitudes, emitted.dtype)
+
+
+def _replaced(node: torch.fx.Node, values: Values) -> torch.Tensor:
+    return node.target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]

@@ -1,0 +1,304 @@
+"""Counted spikes and operations against loops over the spikes that were really emitted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracle import Block, conv2d_operations, linear_operations, product_operations
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import transpike
+from transpike._execute import run_body, run_prefix
+from transpike.measure import Tally
+from transpike.recipes import recipe_named
+
+STEPS = 4
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def converted(model: nn.Module, x: torch.Tensor, **options: Any) -> transpike.SpikingModel:
+    return transpike.convert(model.double().eval(), [x], recipe_named("ecmt", **{"levels": 3, **options}))
+
+
+def emitted_spikes(snn: transpike.SpikingModel, x: torch.Tensor) -> dict[str, list[np.ndarray]]:
+    """What every site emits in every step, by running the body with neurons of our own making."""
+    crossing = run_prefix(snn.program, snn.prepare(x))
+    state: dict[str, torch.Tensor] = {}
+    spikes: dict[str, list[np.ndarray]] = {name: [] for name in snn.neurons}
+    for t in range(1, STEPS + 1):
+
+        def fire(marker: torch.fx.Node, value: torch.Tensor, t: int = t) -> torch.Tensor:
+            site = str(marker.args[1])
+            state[site], out, emitted = snn.neurons[site].step(state.get(site), t, value, snn.thresholds[site])
+            spikes[site].append(emitted.numpy())
+            return out
+
+        with torch.no_grad():
+            run_body(snn.program, crossing, fire)
+    return spikes
+
+
+def check_spikes(snn: transpike.SpikingModel, tally: Tally, spikes: dict[str, list[np.ndarray]], samples: int) -> None:
+    assert set(tally.spikes) == set(spikes) == {site.name for site in snn.plan.sites}
+    for name, steps in spikes.items():
+        assert tally.spikes[name].tolist() == [int((step != 0).sum()) for step in steps], name
+        assert tally.neurons[name] == steps[0].size // samples
+        assert 0 < tally.spikes[name].sum() < STEPS * steps[0].size, "a test without spikes, or with all, sees nothing"
+
+
+@pytest.fixture(params=["folded", "streaming"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (3, 4, 6)], ids=["vectors", "tokens"])
+def test_linear(mode: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 11, bias=False)), randn(*shape)
+    snn = converted(model, x)
+    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, shape[0])
+    assert set(tally.operations) == {"2", "4"}, "the first layer is analog and precedes every neuron"
+    for layer, out_features in (("2", 3), ("4", 11)):
+        expected = [linear_operations(step, out_features) for step in spikes[f"{layer}:input"]]
+        assert tally.operations[layer].tolist() == expected
+    tokens = shape[1] if len(shape) == 3 else 1
+    assert tally.dense == {"2": 7 * 3 * tokens, "4": 3 * 11 * tokens}
+
+
+CONVOLUTIONS = [
+    dict(out_channels=6, kernel=(3, 3), stride=(2, 2), padding=(1, 1), groups=2),
+    dict(out_channels=4, kernel=(3, 3), padding=(2, 2), dilation=(2, 2), groups=4),
+    dict(out_channels=3, kernel=(3, 2), stride=(2, 1), padding=(0, 1)),
+    dict(out_channels=5, kernel=(4, 4), stride=(4, 4)),  # drops the border of an image of 7 x 6
+    dict(out_channels=2, kernel=(1, 1)),
+    dict(out_channels=2, kernel=(2, 2), stride=(3, 3), padding=(1, 0)),  # leaves gaps
+]
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS, ids=str)
+def test_conv2d(mode: str, settings: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    rest = {key: value for key, value in settings.items() if key not in ("out_channels", "kernel")}
+    second = nn.Conv2d(4, settings["out_channels"], settings["kernel"], **rest)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    x = randn(2, 2, 7, 6)
+    model(x.float())
+    snn = converted(model, x)
+    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, 2)
+    convolutions = [conv2d_operations(step, **settings) for step in spikes["2:input"]]
+    assert tally.operations["2"].tolist() == convolutions
+    assert tally.operations["5"].tolist() == [linear_operations(step, 3) for step in spikes["5:input"]]
+    out = second(torch.zeros(1, 4, 7, 6, dtype=torch.float64)).numel()
+    kernel = settings["kernel"][0] * settings["kernel"][1] * 4 // settings.get("groups", 1)
+    assert tally.dense["2"] == out * kernel
+
+
+def test_conv_with_padding_by_name_and_no_batch_mixing(mode: str) -> None:
+    """padding="same" is another operator overload; conv1d and the transposed convolution have other dimensions."""
+    torch.manual_seed(2)
+    same, narrow = nn.Conv2d(3, 4, 3, padding="same", dilation=2), nn.Conv1d(4, 2, 3, stride=2, padding=1)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Tanh(), same, nn.Flatten(2), nn.GELU(), narrow, nn.GELU(), nn.ConvTranspose1d(2, 4, 2, stride=2))
+    x = randn(3, 2, 5, 5)
+    snn = converted(model, x)
+    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, 3)
+    same_ = [conv2d_operations(step, 4, (3, 3), padding=(2, 2), dilation=(2, 2)) for step in spikes["2:input"]]
+    one_row = [conv2d_operations(step[:, :, None], 2, (1, 3), stride=(1, 2), padding=(0, 1)) for step in spikes["5:input"]]
+    assert tally.operations["2"].tolist() == same_
+    assert tally.operations["5"].tolist() == one_row
+    # A transposed convolution sends every element to the whole kernel of every output channel.
+    assert tally.operations["7"].tolist() == [linear_operations(step, 2 * 4) for step in spikes["7:input"]]
+    assert tally.dense == {"2": 4 * 25 * 3 * 9, "5": 2 * 13 * 4 * 3, "7": 2 * 13 * 4 * 2}
+
+
+def test_attention(mode: str) -> None:
+    torch.manual_seed(3)
+    x = randn(3, 4, 6)
+    snn = converted(Block(), x)
+    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, 3)
+    keys = [step.transpose(0, 2, 1) for step in spikes["attn:key"]]
+    assert tally.operations["attn:query*key"].tolist() == product_operations(spikes["attn:query"], keys)
+    expected = product_operations(spikes["attn:softmax"], spikes["attn:value"])
+    assert tally.operations["attn:softmax*value"].tolist() == expected
+    readers = {"attn.q": "attn.q", "attn.k": "attn.q", "attn.v": "attn.q", "attn.proj": "attn.proj", "fc2": "fc2"}
+    for layer, site in readers.items():  # q, k and v read one neuron and are three layers
+        assert tally.operations[layer].tolist() == [linear_operations(step, 8) for step in spikes[f"{site}:input"]]
+    assert tally.operations["fc1"].tolist() == [linear_operations(step, 12) for step in spikes["fc1:input"]]
+    assert tally.operations["head"].tolist() == [linear_operations(step, 5) for step in spikes["head:input"]]
+    assert tally.dense["attn:query*key"] == tally.dense["attn:softmax*value"] == 4 * 4 * 8
+    assert len(tally.operations) == 9
+
+
+class Heads(nn.Module):
+    """Multi-head attention: one qkv layer, heads split off by reshape and permute, so masks must follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.proj = nn.Linear(5, 8), nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.embed(x))
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)  # 3, batch, heads, tokens, channels
+        x = nn.functional.scaled_dot_product_attention(q, k, v, scale=8.0).transpose(1, 2).flatten(2)
+        return self.proj(x)
+
+
+def test_several_heads(mode: str) -> None:
+    torch.manual_seed(4)
+    x = randn(3, 5, 5)
+    snn = converted(Heads(), x)
+    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, 3)
+    by_kind = {str(site.kind): spikes[site.name] for site in snn.plan.sites if site.kind in ("query", "key", "softmax", "value")}
+    operations = {name.split(":")[-1]: counts.tolist() for name, counts in tally.operations.items()}
+    keys = [step.swapaxes(-2, -1) for step in by_kind["key"]]
+    assert by_kind["query"][0].shape == (3, 2, 5, 4)
+    assert operations["query*key"] == product_operations(by_kind["query"], keys)
+    assert operations["softmax*value"] == product_operations(by_kind["softmax"], by_kind["value"])
+    assert operations["proj"] == [linear_operations(step, 3) for step in spikes["proj:input"]]
+
+
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up, self.gate, self.down = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.first(x))
+        return self.down(self.up(x) * nn.functional.silu(self.gate(x)))
+
+
+def test_gates(mode: str) -> None:
+    """An elementwise product: the three terms, element by element."""
+    torch.manual_seed(5)
+    x = randn(6, 4)
+    snn = converted(Gate(), x)
+    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, 6)
+    (layer,) = [layer for layer in snn.plan.layers if layer.role is transpike.Role.PRODUCT]
+    left, right = (spikes[str(operand.site)] for operand in layer.operands)
+    sums = [np.cumsum(operand, 0) for operand in (left, right)]
+    expected = [
+        int(((a != 0) & (b != 0)).sum() + ((a != 0) & (right_sum != 0)).sum() + ((left_sum != 0) & (b != 0)).sum())
+        for a, b, left_sum, right_sum in zip(left, right, *sums, strict=True)
+    ]
+    assert tally.operations[layer.name].tolist() == expected
+    assert tally.dense[layer.name] == 8
+
+
+def test_an_analog_head_counts_its_inputs(mode: str) -> None:
+    """Behind a neuron, a layer without one reads ReLU outputs: each non-zero one is an accumulate per output."""
+    torch.manual_seed(6)
+    model, x = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 3)), randn(5, 6)
+    snn = converted(model, x, head="analog")
+    tally = snn.simulate(x, STEPS, mode=mode).spikes
+    spikes = emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, 5)
+    weight, bias = model[2].weight.detach().numpy(), model[2].bias.detach().numpy()
+    means = np.cumsum(spikes["2:input"], 0) / np.arange(1, STEPS + 1)[:, None, None]
+    hidden = np.maximum(means @ weight.T + bias, 0)
+    assert tally.operations["4"].tolist() == [linear_operations(step, 3) for step in hidden]
+    assert set(tally.spikes) == {"2:input"}
+
+
+# --- whole networks --------------------------------------------------------------------------------------------------
+
+
+def image_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+NETWORKS = {"block": (Block, (3, 4, 6)), "heads": (Heads, (3, 5, 5)), "images": (image_network, (3, 2, 7, 7)), "gate": (Gate, (3, 4))}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_folded_and_streaming_tallies_are_identical(name: str) -> None:
+    torch.manual_seed(7)
+    build, shape = NETWORKS[name]
+    snn = converted(build(), randn(*shape))
+    folded, streaming = (snn.simulate(randn(*shape, seed=1), STEPS, mode=m) for m in ("folded", "streaming"))
+    assert (folded.mode, streaming.mode) == ("folded", "streaming")
+    assert folded.spikes.to_json() == streaming.spikes.to_json()
+
+
+@pytest.mark.parametrize("name", ["block", "heads", "images"])
+def test_dense_operations_are_half_of_torch_flops(name: str) -> None:
+    """FlopCounterMode on the source module, minus the first layer, which no neuron precedes."""
+    torch.manual_seed(8)
+    build, shape = NETWORKS[name]
+    model, x = build(), randn(*shape)
+    snn = converted(model, x)
+    with FlopCounterMode(display=False) as flops, torch.no_grad(), nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        model(x)
+    counts = {key: sum(per_op.values()) for key, per_op in flops.get_flop_counts().items()}
+    root = type(model).__name__
+    first = snn.plan.layers[0].name
+    tally = snn.simulate(x, 1).spikes
+    assert first not in tally.dense
+    assert 2 * sum(tally.dense.values()) * shape[0] == counts["Global"] - counts[f"{root}.{first}"]
+    for layer, dense in tally.dense.items():
+        if "*" not in layer:
+            assert 2 * dense * shape[0] == counts[f"{root}.{layer}"], layer
+
+
+def test_operations_without_counting_are_absent() -> None:
+    torch.manual_seed(9)
+    x = randn(3, 4, 6)
+    snn = converted(Block(), x)
+    counted, plain = snn.simulate(x, 2), snn.simulate(x, 2, count=False)
+    assert torch.equal(counted.outputs, plain.outputs)
+    assert not plain.spikes.spikes
+    assert not plain.spikes.operations
+
+
+# --- adding ----------------------------------------------------------------------------------------------------------
+
+
+def test_tallies_of_parts_add_up_to_the_whole() -> None:
+    torch.manual_seed(10)
+    x = randn(7, 4, 6)
+    snn = converted(Block(), x)
+    total = Tally(STEPS)
+    for part in x.split([1, 4, 2]):
+        total += snn.simulate(part, STEPS).spikes
+    assert total.to_json() == snn.simulate(x, STEPS).spikes.to_json()
+    assert total.samples == 7
+
+
+def test_tally_arithmetic() -> None:
+    tally, more = Tally(3, 2), Tally(3, 3)
+    tally.add_spikes("a", 0, np.array([1, 2, 3]), 4)
+    tally.add_spikes("a", 1, np.array([10]), 4)
+    more.add_spikes("a", 0, np.array([1, 1, 1]), 4)
+    more.add_spikes("b", 2, np.array([5]), 6)
+    more.add_operations("l", 0, np.array([7, 0, 9]), 12)
+    tally += more
+    assert {site: counts.tolist() for site, counts in tally.spikes.items()} == {"a": [2, 13, 4], "b": [0, 0, 5]}
+    assert tally.operations["l"].tolist() == [7, 0, 9]
+    assert (tally.samples, tally.total_neurons, tally.neurons, tally.dense) == (5, 10, {"a": 4, "b": 6}, {"l": 12})
+    np.testing.assert_allclose(tally.spikes_per_neuron(), np.array([2, 13, 9]) / (10 * 5))
+    np.testing.assert_allclose(tally.rates()["b"], np.array([0, 0, 5]) / (6 * 5))
+    assert more.spikes["a"].tolist() == [1, 1, 1], "what is added stays as it is"
+    with pytest.raises(ValueError, match="2 steps to counts of 3"):
+        tally += Tally(2)
+
+
+def test_an_empty_tally_divides_by_nothing() -> None:
+    assert Tally(2).spikes_per_neuron().tolist() == [0, 0]
+    assert Tally(2).rates() == {}
