@@ -45,6 +45,11 @@ def sorter_data() -> dict[str, np.ndarray]:
     return {"x": np.hstack([digits, in_order[:, :5]]), "y": np.hstack([unscored, in_order])}
 
 
+def sorter_calibration() -> dict[str, np.ndarray]:
+    """256 unlabelled random digit sequences: the 729 problems are all there are, and none is to calibrate."""
+    return {"x": np.random.default_rng(0).integers(0, 3, (256, 11))}
+
+
 def three_classes(path: Path) -> dict[str, np.ndarray]:
     """The images of digits 0, 1 and 2."""
     with np.load(path, allow_pickle=False) as data:
@@ -83,6 +88,7 @@ def prepare(data_dir: Path, out_dir: Path) -> list[Path]:
     files = {
         "mingpt_sorter.safetensors": save(decode_json(data_dir / "nanogpt-sort" / "gpt-nano-sort-model.json")),
         "sorter_729.npz": as_npz(sorter_data()),
+        "sorter_calibration.npz": as_npz(sorter_calibration()),
         "mnist_3class_test.npz": as_npz(three_classes(data_dir / "mnist" / "mnist_test.npz")),
         "tsp_encoder.safetensors": save(encoder_weights(data_dir / "attention-tsp" / "tsp_20.safetensors")),
     }

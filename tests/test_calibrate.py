@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracle import BLOCK_SITES, Block, quantile
 
 import transpike
+from oracle import BLOCK_SITES, Block, quantile
 from transpike import SiteChoice, SiteKind, Threshold
+from transpike._calibrate import calibrate
+from transpike._calibrate import given as thresholds_given
 from transpike._execute import run_body, run_prefix
+from transpike._mark import insert_sites
 from transpike.errors import CalibrationError, CaptureError, CheckpointError, ConfigError, TranspikeError
 from transpike.observers import Maximum, Percentile
 from transpike.recipes import Recipe, ecmt, recipe_named, round_up
@@ -50,6 +51,27 @@ def activations(block: Block, samples: torch.Tensor) -> dict[str, torch.Tensor]:
     return seen
 
 
+@pytest.fixture(scope="module")
+def captured(block: Block, samples: torch.Tensor) -> transpike.Captured:
+    return transpike.capture(block, samples)
+
+
+@pytest.fixture(scope="module")
+def decided(captured: transpike.Captured) -> transpike.Plan:
+    return transpike.plan(captured)
+
+
+@pytest.fixture(scope="module")
+def measure(captured: transpike.Captured, decided: transpike.Plan) -> Any:
+    """Calibration alone: `convert` captures anew every time."""
+    marked = insert_sites(captured, decided)
+
+    def run(batches: Any, recipe: Recipe | None = None, **options: Any) -> transpike.Calibration:
+        return calibrate(captured, marked, decided, recipe or ecmt(), batches, **options)
+
+    return run
+
+
 def exact(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, threshold_bits=None)
 
@@ -58,9 +80,9 @@ def exact(recipe: Recipe) -> Recipe:
 
 
 def test_thresholds_are_the_rule_on_the_activations(
-    block: Block, samples: torch.Tensor, activations: dict[str, torch.Tensor]
+    measure: Any, samples: torch.Tensor, activations: dict[str, torch.Tensor]
 ) -> None:
-    found = transpike.convert(block, [samples], exact(ecmt(percentile=0.9))).thresholds
+    found = measure([samples], exact(ecmt(percentile=0.9))).thresholds
     assert set(found) == set(activations) == set(BLOCK_SITES)
     for site, values in activations.items():
         numbers = values.flatten().tolist()
@@ -69,10 +91,10 @@ def test_thresholds_are_the_rule_on_the_activations(
 
 
 def test_maxima_are_exact_and_rounded_up(
-    block: Block, samples: torch.Tensor, activations: dict[str, torch.Tensor]
+    measure: Any, samples: torch.Tensor, activations: dict[str, torch.Tensor]
 ) -> None:
-    raw = transpike.convert(block, [samples], exact(ecmt(percentile=1.0))).thresholds
-    rounded = transpike.convert(block, [samples], ecmt(percentile=1.0)).thresholds
+    raw = measure([samples], exact(ecmt(percentile=1.0))).thresholds
+    rounded = measure([samples], ecmt(percentile=1.0)).thresholds
     for site, values in activations.items():
         top, bottom = values.max().item(), -values.min().item()
         assert raw[site] == Threshold(pytest.approx(top, rel=1e-12), pytest.approx(bottom, rel=1e-12))
@@ -81,21 +103,17 @@ def test_maxima_are_exact_and_rounded_up(
     assert rounded["attn:softmax"].negative == 0
 
 
-@given(order=st.permutations(range(20)), cuts=st.lists(st.integers(1, 19), max_size=5, unique=True))
-@settings(derandomize=True, max_examples=6, deadline=None, database=None)
-def test_batches_and_order_do_not_matter(
-    order: list[int], cuts: list[int], block: Block, samples: torch.Tensor
-) -> None:
-    whole = transpike.convert(block, [samples], exact(ecmt(percentile=0.99)))
-    parts = torch.tensor_split(samples[order], sorted(cuts))
-    split = transpike.convert(block, iter(parts), exact(ecmt(percentile=0.99)))
-    assert split.thresholds == whole.thresholds
-    assert split.calibration.samples == whole.calibration.samples == 20
+@pytest.mark.parametrize("cuts", [[], [1], [13], [2, 9, 10]], ids=str)
+def test_batches_and_order_do_not_matter(measure: Any, samples: torch.Tensor, cuts: list[int]) -> None:
+    recipe = exact(ecmt(percentile=0.99))
+    shuffled = samples[torch.randperm(20, generator=torch.Generator().manual_seed(len(cuts)))]
+    split = measure(iter(torch.tensor_split(shuffled, cuts)), recipe)
+    assert split == measure([samples], recipe)
+    assert split.samples == 20
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 20])
-@pytest.mark.parametrize("cap", [1, 5, 20, 99])
-def test_the_cap_counts_samples(block: Block, samples: torch.Tensor, size: int, cap: int) -> None:
+@pytest.mark.parametrize(("size", "cap"), [(1, 3), (3, 5), (7, 5), (7, 14), (20, 20), (7, 99)])
+def test_the_cap_counts_samples(measure: Any, samples: torch.Tensor, size: int, cap: int) -> None:
     taken: list[int] = []
     reports: list[int] = []
 
@@ -104,37 +122,38 @@ def test_the_cap_counts_samples(block: Block, samples: torch.Tensor, size: int, 
             taken.append(len(batch))
             yield batch
 
-    capped = transpike.convert(block, batches(), max_samples=cap, progress=reports.append)
+    capped = measure(batches(), max_samples=cap, progress=reports.append)
     expected = min(cap, 20)
-    assert capped.calibration.samples == reports[-1] == expected
+    assert capped.samples == reports[-1] == expected
     assert reports == sorted(reports)
     assert sum(taken) < expected + size, "batches behind the cap are not even read"
-    assert capped.thresholds == transpike.convert(block, [samples[:expected]]).thresholds
+    assert capped == measure([samples[:expected]])
 
 
-def test_no_cap_reads_everything(block: Block, samples: torch.Tensor) -> None:
-    assert transpike.convert(block, [samples] * 30, max_samples=None).calibration.samples == 600
-    assert transpike.convert(block, [samples] * 30).calibration.samples == 512
+def test_the_default_cap_is_512_and_none_lifts_it(measure: Any, samples: torch.Tensor) -> None:
+    large = samples.repeat(15, 1, 1)
+    assert measure([large] * 2).samples == 512
+    assert measure([large] * 2, max_samples=None).samples == 600
 
 
 @pytest.mark.parametrize("cap", [0, -1, 2.5, "3"])
-def test_a_cap_below_one_is_refused(block: Block, samples: torch.Tensor, cap: Any) -> None:
+def test_a_cap_below_one_is_refused(measure: Any, samples: torch.Tensor, cap: Any) -> None:
     with pytest.raises(ConfigError, match="max_samples must be"):
-        transpike.convert(block, [samples], max_samples=cap)
+        measure([samples], max_samples=cap)
 
 
-def test_ways_to_hand_over_samples(block: Block, samples: torch.Tensor) -> None:
-    expected = transpike.convert(block, [samples]).thresholds
-    for calibration in (samples, [(samples,)], iter([samples]), (batch for batch in samples.split(4)), samples.split(4)):
+def test_ways_to_hand_over_samples(block: Block, measure: Any, samples: torch.Tensor) -> None:
+    expected = measure([samples]).thresholds
+    assert measure([(samples,)]).thresholds == measure([[samples]]).thresholds == expected
+    for calibration in (samples, (batch for batch in samples.split(10))):
         assert transpike.convert(block, calibration).thresholds == expected
     named = transpike.convert(block, {"x": samples})
     assert named.thresholds == expected
     assert named.simulate({"x": samples}, 1).steps == 1
-    assert transpike.convert(block, [samples], example=samples[:2]).thresholds == expected
 
 
-def test_the_calibration_prints_as_json(block: Block, samples: torch.Tensor) -> None:
-    calibration = transpike.convert(block, [samples]).calibration
+def test_the_calibration_prints_as_json(measure: Any, samples: torch.Tensor) -> None:
+    calibration = measure([samples])
     data = calibration.to_json()
     assert data["samples"] == 20
     assert {name: Threshold(*pair) for name, pair in data["thresholds"].items()} == calibration.thresholds
@@ -144,7 +163,7 @@ def test_the_calibration_prints_as_json(block: Block, samples: torch.Tensor) -> 
 
 
 def test_kinds_patterns_and_levels_reach_their_sites(
-    block: Block, samples: torch.Tensor, activations: dict[str, torch.Tensor]
+    block: Block, measure: Any, samples: torch.Tensor, activations: dict[str, torch.Tensor]
 ) -> None:
     recipe = dataclasses.replace(
         ecmt(percentile=0.99),
@@ -166,7 +185,7 @@ def test_kinds_patterns_and_levels_reach_their_sites(
     median = quantile(activations["fc2:input"].abs().flatten().tolist(), 0.5)
     assert snn.thresholds["fc2:input"].positive == snn.thresholds["fc2:input"].negative
     assert median * (1 - 2**-9) <= snn.thresholds["fc2:input"].positive <= median * (1 + 2**-6)
-    plain = transpike.convert(block, [samples], ecmt(percentile=0.99)).thresholds
+    plain = measure([samples], ecmt(percentile=0.99)).thresholds
     untouched = set(plain) - {"attn:softmax", "fc1:input", "fc2:input"}
     assert {site: snn.thresholds[site] for site in untouched} == {site: plain[site] for site in untouched}
 
@@ -183,10 +202,10 @@ def test_bad_levels_for_one_site_are_refused(block: Block, samples: torch.Tensor
         transpike.convert(block, [samples], recipe)
 
 
-@pytest.mark.parametrize("bits", [3, 8, 16])
-def test_threshold_bits(block: Block, samples: torch.Tensor, bits: int) -> None:
-    found = transpike.convert(block, [samples], dataclasses.replace(ecmt(), threshold_bits=bits)).thresholds
-    raw = transpike.convert(block, [samples], exact(ecmt())).thresholds
+@pytest.mark.parametrize("bits", [3, 16])
+def test_threshold_bits(measure: Any, samples: torch.Tensor, bits: int) -> None:
+    found = measure([samples], dataclasses.replace(ecmt(), threshold_bits=bits)).thresholds
+    raw = measure([samples], exact(ecmt())).thresholds
     for site, threshold in found.items():
         assert threshold.positive == round_up(threshold.positive, bits) >= raw[site].positive
         assert threshold.positive < raw[site].positive * (1 + 2.0 ** (1 - bits))
@@ -205,7 +224,7 @@ def test_given_thresholds_of_every_form(block: Block, samples: torch.Tensor) -> 
 
 
 def test_given_thresholds_repeat_a_calibration(block: Block, samples: torch.Tensor) -> None:
-    first = transpike.convert(block, [samples])
+    first = transpike.convert(block, [samples], example=samples[:2])
     again = transpike.convert(block, first.thresholds, example=samples)
     assert again.thresholds == first.thresholds
     assert torch.equal(again.simulate(samples, 3).outputs, first.simulate(samples, 3).outputs)
@@ -214,26 +233,32 @@ def test_given_thresholds_repeat_a_calibration(block: Block, samples: torch.Tens
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("fc1:input") and None, "missing fc1:input"),
+        (lambda t: t.pop("fc1:input"), "missing fc1:input"),
         (lambda t: t.update(fc9=1.0), "unknown fc9"),
         (lambda t: (t.pop("attn:key"), t.update({"attn:kye": 1.0})), "missing attn:key; unknown attn:kye"),
         (lambda t: t.clear(), "9 sites: missing"),
     ],
 )
-def test_missing_and_unknown_sites_are_named(block: Block, samples: torch.Tensor, change: Any, message: str) -> None:
+def test_missing_and_unknown_sites_are_named(decided: transpike.Plan, change: Any, message: str) -> None:
     thresholds: dict[str, Any] = dict.fromkeys(BLOCK_SITES, 1.0)
     change(thresholds)
     with pytest.raises(ConfigError, match=message):
-        transpike.convert(block, thresholds, example=samples)
+        thresholds_given(decided, thresholds)
 
 
-@pytest.mark.parametrize(
-    "bad", [None, "a", "ab", math.nan, math.inf, (1.0,), (1.0, 2.0, 3.0), (1.0, None), {"positive": 1.0}, torch.tensor(0.5)], ids=str
-)
-def test_what_is_not_a_threshold_names_its_site(block: Block, samples: torch.Tensor, bad: Any) -> None:
+BAD_THRESHOLDS = [None, "a", "ab", math.nan, math.inf, (1.0,), (1.0, 2.0, 3.0), (1.0, None), {"positive": 1.0}]
+
+
+@pytest.mark.parametrize("bad", [*BAD_THRESHOLDS, torch.tensor(0.5), torch.tensor([0.5, 0.5])], ids=str)
+def test_what_is_not_a_threshold_names_its_site(decided: transpike.Plan, bad: Any) -> None:
     thresholds: dict[str, Any] = dict.fromkeys(BLOCK_SITES, 1.0)
     with pytest.raises(ConfigError, match="threshold of site attn:key must be one or two finite numbers"):
-        transpike.convert(block, {**thresholds, "attn:key": bad}, example=samples)
+        thresholds_given(decided, {**thresholds, "attn:key": bad})
+
+
+def test_convert_refuses_a_bad_threshold(block: Block, samples: torch.Tensor) -> None:
+    with pytest.raises(ConfigError, match="missing head:input"):
+        transpike.convert(block, dict.fromkeys(BLOCK_SITES[:-1], 1.0), example=samples)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -241,11 +266,16 @@ def test_what_is_not_a_threshold_names_its_site(block: Block, samples: torch.Ten
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 1])
-def test_inputs_that_are_not_finite_name_the_site(block: Block, samples: torch.Tensor, bad: float, place: int) -> None:
+def test_inputs_that_are_not_finite_name_the_site(measure: Any, samples: torch.Tensor, bad: float, place: int) -> None:
     spoiled = samples.clone()
     spoiled[place * 11, 2, 3] = bad
     with pytest.raises(CalibrationError, match=r"site attn\.q:input saw NaN or infinity"):
-        transpike.convert(block, spoiled.split(10))
+        measure(spoiled.split(10))
+
+
+def test_convert_refuses_nan_inputs(block: Block, samples: torch.Tensor) -> None:
+    with pytest.raises(CalibrationError, match=r"site attn\.q:input saw NaN or infinity"):
+        transpike.convert(block, [samples * math.nan])
 
 
 @pytest.mark.parametrize("batches", [[], iter(()), ()], ids=["list", "iterator", "tuple"])
@@ -290,9 +320,9 @@ def test_training_mode_is_refused(samples: torch.Tensor) -> None:
         transpike.convert(Block().double().train(), [samples])
 
 
-def test_a_later_batch_of_another_shape_is_refused(block: Block, samples: torch.Tensor) -> None:
+def test_a_later_batch_of_another_shape_is_refused(measure: Any, samples: torch.Tensor) -> None:
     with pytest.raises(TranspikeError, match=r"shape \(20, 3, 6\), but the model takes \(batch, 4, 6\)"):
-        transpike.convert(block, [samples, samples[:, :3]])
+        measure([samples, samples[:, :3]])
 
 
 @pytest.mark.xfail(strict=True, raises=RuntimeError, reason="an empty example reaches torch.narrow")

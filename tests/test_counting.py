@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracle import Block, conv2d_operations, linear_operations, product_operations
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import transpike
+from oracle import Block, conv2d_operations, linear_operations, product_operations
 from transpike._execute import run_body, run_prefix
 from transpike.measure import Tally
 from transpike.recipes import recipe_named
@@ -25,6 +25,14 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def converted(model: nn.Module, x: torch.Tensor, **options: Any) -> transpike.SpikingModel:
     return transpike.convert(model.double().eval(), [x], recipe_named("ecmt", **{"levels": 3, **options}))
+
+
+def counted(snn: transpike.SpikingModel, x: torch.Tensor) -> Tally:
+    """The tally, which must not depend on how time runs."""
+    folded, streaming = (snn.simulate(x, STEPS, mode=mode) for mode in ("folded", "streaming"))
+    assert (folded.mode, streaming.mode) == ("folded", "streaming")
+    assert folded.spikes.to_json() == streaming.spikes.to_json()
+    return folded.spikes
 
 
 def emitted_spikes(snn: transpike.SpikingModel, x: torch.Tensor) -> dict[str, list[np.ndarray]]:
@@ -53,20 +61,18 @@ def check_spikes(snn: transpike.SpikingModel, tally: Tally, spikes: dict[str, li
         assert 0 < tally.spikes[name].sum() < STEPS * steps[0].size, "a test without spikes, or with all, sees nothing"
 
 
-@pytest.fixture(params=["folded", "streaming"])
-def mode(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (3, 4, 6)], ids=["vectors", "tokens"])
-def test_linear(mode: str, shape: tuple[int, ...]) -> None:
+def test_linear(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 11, bias=False)), randn(*shape)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 11, bias=False)),
+        randn(*shape),
+    )
     snn = converted(model, x)
-    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    tally, spikes = counted(snn, x), emitted_spikes(snn, x)
     check_spikes(snn, tally, spikes, shape[0])
     assert set(tally.operations) == {"2", "4"}, "the first layer is analog and precedes every neuron"
     for layer, out_features in (("2", 3), ("4", 11)):
@@ -77,17 +83,17 @@ def test_linear(mode: str, shape: tuple[int, ...]) -> None:
 
 
 CONVOLUTIONS = [
-    dict(out_channels=6, kernel=(3, 3), stride=(2, 2), padding=(1, 1), groups=2),
-    dict(out_channels=4, kernel=(3, 3), padding=(2, 2), dilation=(2, 2), groups=4),
-    dict(out_channels=3, kernel=(3, 2), stride=(2, 1), padding=(0, 1)),
-    dict(out_channels=5, kernel=(4, 4), stride=(4, 4)),  # drops the border of an image of 7 x 6
-    dict(out_channels=2, kernel=(1, 1)),
-    dict(out_channels=2, kernel=(2, 2), stride=(3, 3), padding=(1, 0)),  # leaves gaps
+    {"out_channels": 6, "kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "groups": 2},
+    {"out_channels": 4, "kernel": (3, 3), "padding": (2, 2), "dilation": (2, 2), "groups": 4},
+    {"out_channels": 3, "kernel": (3, 2), "stride": (2, 1), "padding": (0, 1)},
+    {"out_channels": 5, "kernel": (4, 4), "stride": (4, 4)},  # drops the border of an image of 7 x 6
+    {"out_channels": 2, "kernel": (1, 1)},
+    {"out_channels": 2, "kernel": (2, 2), "stride": (3, 3), "padding": (1, 0)},  # leaves gaps
 ]
 
 
 @pytest.mark.parametrize("settings", CONVOLUTIONS, ids=str)
-def test_conv2d(mode: str, settings: dict[str, Any]) -> None:
+def test_conv2d(settings: dict[str, Any]) -> None:
     torch.manual_seed(1)
     rest = {key: value for key, value in settings.items() if key not in ("out_channels", "kernel")}
     second = nn.Conv2d(4, settings["out_channels"], settings["kernel"], **rest)
@@ -95,7 +101,7 @@ def test_conv2d(mode: str, settings: dict[str, Any]) -> None:
     x = randn(2, 2, 7, 6)
     model(x.float())
     snn = converted(model, x)
-    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    tally, spikes = counted(snn, x), emitted_spikes(snn, x)
     check_spikes(snn, tally, spikes, 2)
     convolutions = [conv2d_operations(step, **settings) for step in spikes["2:input"]]
     assert tally.operations["2"].tolist() == convolutions
@@ -105,17 +111,28 @@ def test_conv2d(mode: str, settings: dict[str, Any]) -> None:
     assert tally.dense["2"] == out * kernel
 
 
-def test_conv_with_padding_by_name_and_no_batch_mixing(mode: str) -> None:
+def test_conv_with_padding_by_name_and_no_batch_mixing() -> None:
     """padding="same" is another operator overload; conv1d and the transposed convolution have other dimensions."""
     torch.manual_seed(2)
     same, narrow = nn.Conv2d(3, 4, 3, padding="same", dilation=2), nn.Conv1d(4, 2, 3, stride=2, padding=1)
-    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Tanh(), same, nn.Flatten(2), nn.GELU(), narrow, nn.GELU(), nn.ConvTranspose1d(2, 4, 2, stride=2))
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 1),
+        nn.Tanh(),
+        same,
+        nn.Flatten(2),
+        nn.GELU(),
+        narrow,
+        nn.GELU(),
+        nn.ConvTranspose1d(2, 4, 2, stride=2),
+    )
     x = randn(3, 2, 5, 5)
     snn = converted(model, x)
-    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    tally, spikes = counted(snn, x), emitted_spikes(snn, x)
     check_spikes(snn, tally, spikes, 3)
     same_ = [conv2d_operations(step, 4, (3, 3), padding=(2, 2), dilation=(2, 2)) for step in spikes["2:input"]]
-    one_row = [conv2d_operations(step[:, :, None], 2, (1, 3), stride=(1, 2), padding=(0, 1)) for step in spikes["5:input"]]
+    one_row = [
+        conv2d_operations(step[:, :, None], 2, (1, 3), stride=(1, 2), padding=(0, 1)) for step in spikes["5:input"]
+    ]
     assert tally.operations["2"].tolist() == same_
     assert tally.operations["5"].tolist() == one_row
     # A transposed convolution sends every element to the whole kernel of every output channel.
@@ -123,11 +140,11 @@ def test_conv_with_padding_by_name_and_no_batch_mixing(mode: str) -> None:
     assert tally.dense == {"2": 4 * 25 * 3 * 9, "5": 2 * 13 * 4 * 3, "7": 2 * 13 * 4 * 2}
 
 
-def test_attention(mode: str) -> None:
+def test_attention() -> None:
     torch.manual_seed(3)
     x = randn(3, 4, 6)
     snn = converted(Block(), x)
-    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    tally, spikes = counted(snn, x), emitted_spikes(snn, x)
     check_spikes(snn, tally, spikes, 3)
     keys = [step.transpose(0, 2, 1) for step in spikes["attn:key"]]
     assert tally.operations["attn:query*key"].tolist() == product_operations(spikes["attn:query"], keys)
@@ -156,19 +173,56 @@ class Heads(nn.Module):
         return self.proj(x)
 
 
-def test_several_heads(mode: str) -> None:
+def test_several_heads() -> None:
     torch.manual_seed(4)
     x = randn(3, 5, 5)
     snn = converted(Heads(), x)
-    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    tally, spikes = counted(snn, x), emitted_spikes(snn, x)
     check_spikes(snn, tally, spikes, 3)
-    by_kind = {str(site.kind): spikes[site.name] for site in snn.plan.sites if site.kind in ("query", "key", "softmax", "value")}
+    by_kind = {
+        str(site.kind): spikes[site.name]
+        for site in snn.plan.sites
+        if site.kind in ("query", "key", "softmax", "value")
+    }
     operations = {name.split(":")[-1]: counts.tolist() for name, counts in tally.operations.items()}
     keys = [step.swapaxes(-2, -1) for step in by_kind["key"]]
     assert by_kind["query"][0].shape == (3, 2, 5, 4)
     assert operations["query*key"] == product_operations(by_kind["query"], keys)
     assert operations["softmax*value"] == product_operations(by_kind["softmax"], by_kind["value"])
     assert operations["proj"] == [linear_operations(step, 3) for step in spikes["proj:input"]]
+
+
+class SharedKeys(nn.Module):
+    """Grouped-query attention: one key and value head serves two query heads, so a spike is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.q, self.k, self.v = nn.Linear(5, 8), nn.Linear(8, 16), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.embed(x))
+        q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return nn.functional.scaled_dot_product_attention(q, k, v, scale=8.0, enable_gqa=True).flatten(1)
+
+
+def test_shared_heads() -> None:
+    torch.manual_seed(11)
+    x = randn(3, 5, 5)
+    snn = converted(SharedKeys(), x)
+    tally, spikes = counted(snn, x), emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, 3)
+    by_kind = {str(site.kind): spikes[site.name] for site in snn.plan.sites}
+
+    def heads(steps: list[np.ndarray], repeats: int) -> list[np.ndarray]:
+        """[batch, tokens, channels] or [batch, heads, tokens, channels], each head `repeats` times."""
+        split = [s.reshape(3, 5, -1, 4).swapaxes(1, 2) if s.ndim == 3 else s for s in steps]
+        return [np.repeat(s, repeats, axis=1) for s in split]
+
+    queries, keys, values = heads(by_kind["query"], 1), heads(by_kind["key"], 2), heads(by_kind["value"], 2)
+    assert sum(step.size for step in by_kind["key"]) * 2 == sum(step.size for step in keys), "neurons before the repeat"
+    operations = {name.split(":")[-1]: counts.tolist() for name, counts in tally.operations.items()}
+    assert operations["query*key"] == product_operations(queries, [key.swapaxes(-2, -1) for key in keys])
+    assert operations["softmax*value"] == product_operations(by_kind["softmax"], values)
 
 
 class Gate(nn.Module):
@@ -181,12 +235,12 @@ class Gate(nn.Module):
         return self.down(self.up(x) * nn.functional.silu(self.gate(x)))
 
 
-def test_gates(mode: str) -> None:
+def test_gates() -> None:
     """An elementwise product: the three terms, element by element."""
     torch.manual_seed(5)
     x = randn(6, 4)
     snn = converted(Gate(), x)
-    tally, spikes = snn.simulate(x, STEPS, mode=mode).spikes, emitted_spikes(snn, x)
+    tally, spikes = counted(snn, x), emitted_spikes(snn, x)
     check_spikes(snn, tally, spikes, 6)
     (layer,) = [layer for layer in snn.plan.layers if layer.role is transpike.Role.PRODUCT]
     left, right = (spikes[str(operand.site)] for operand in layer.operands)
@@ -199,12 +253,12 @@ def test_gates(mode: str) -> None:
     assert tally.dense[layer.name] == 8
 
 
-def test_an_analog_head_counts_its_inputs(mode: str) -> None:
+def test_an_analog_head_counts_its_inputs() -> None:
     """Behind a neuron, a layer without one reads ReLU outputs: each non-zero one is an accumulate per output."""
     torch.manual_seed(6)
     model, x = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 3)), randn(5, 6)
     snn = converted(model, x, head="analog")
-    tally = snn.simulate(x, STEPS, mode=mode).spikes
+    tally = counted(snn, x)
     spikes = emitted_spikes(snn, x)
     check_spikes(snn, tally, spikes, 5)
     weight, bias = model[2].weight.detach().numpy(), model[2].bias.detach().numpy()
@@ -224,27 +278,25 @@ def image_network() -> nn.Module:
     )  # fmt: skip
 
 
-NETWORKS = {"block": (Block, (3, 4, 6)), "heads": (Heads, (3, 5, 5)), "images": (image_network, (3, 2, 7, 7)), "gate": (Gate, (3, 4))}
+NETWORKS = {
+    "block": (Block, (3, 4, 6)),
+    "heads": (Heads, (3, 5, 5)),
+    "images": (image_network, (3, 2, 7, 7)),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_folded_and_streaming_tallies_are_identical(name: str) -> None:
-    torch.manual_seed(7)
-    build, shape = NETWORKS[name]
-    snn = converted(build(), randn(*shape))
-    folded, streaming = (snn.simulate(randn(*shape, seed=1), STEPS, mode=m) for m in ("folded", "streaming"))
-    assert (folded.mode, streaming.mode) == ("folded", "streaming")
-    assert folded.spikes.to_json() == streaming.spikes.to_json()
-
-
-@pytest.mark.parametrize("name", ["block", "heads", "images"])
 def test_dense_operations_are_half_of_torch_flops(name: str) -> None:
     """FlopCounterMode on the source module, minus the first layer, which no neuron precedes."""
     torch.manual_seed(8)
     build, shape = NETWORKS[name]
     model, x = build(), randn(*shape)
     snn = converted(model, x)
-    with FlopCounterMode(display=False) as flops, torch.no_grad(), nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+    with (
+        FlopCounterMode(display=False) as flops,
+        torch.no_grad(),
+        nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH),
+    ):
         model(x)
     counts = {key: sum(per_op.values()) for key, per_op in flops.get_flop_counts().items()}
     root = type(model).__name__

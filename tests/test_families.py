@@ -15,7 +15,7 @@ from transpike._mark import insert_sites
 
 @pytest.fixture(autouse=True)
 def no_fast_path() -> Any:
-    """Eager nn.TransformerEncoder takes a shortcut without gradients that drops padded positions; the graph does not."""
+    """Eager nn.TransformerEncoder takes a shortcut without gradients that drops padded positions."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     yield

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Membrane, drives, each, nearest_level, published_level
 
+from oracle import Membrane, drives, each, nearest_level, published_level
 from transpike.errors import ConfigError
 from transpike.neurons import NEURONS, MultiThreshold, Neuron, PublishedMultiThreshold, trajectory
 from transpike.neurons.differential import Differential
@@ -22,7 +22,14 @@ SYMMETRIC, LOPSIDED, DYADIC = Threshold(1.5, 1.5), Threshold(0.8125, 0.171875), 
 ONE_SIDED = (Threshold(0.75, 0.0), Threshold(0.0, 0.75))
 SILENT = Threshold(0.0, 0.0)
 MULTI = [MultiThreshold(), MultiThreshold(3, 0.5), MultiThreshold(1), MultiThreshold(5, 0.75), MultiThreshold(4, 2**-6)]
-CASES = [*MULTI, PublishedMultiThreshold(), PublishedMultiThreshold(3), PublishedMultiThreshold(1), Differential(), Differential(3, 1.0)]
+CASES = [
+    *MULTI,
+    PublishedMultiThreshold(),
+    PublishedMultiThreshold(3),
+    PublishedMultiThreshold(1),
+    Differential(),
+    Differential(3, 1.0),
+]
 KINDS = list(dict.fromkeys([*NEURONS.values(), Differential]))
 RATE = [kind for kind in KINDS if kind is not Differential]
 few = settings(derandomize=True, max_examples=40, deadline=None, database=None)
@@ -65,7 +72,9 @@ def test_quantise_is_its_twin(neuron: Neuron, threshold: Threshold, dtype: torch
     widest = max(scale(neuron, threshold), 1.0)
     random = random_means((150,), dtype=dtype) * widest
     small = random * 2.0**-neuron.levels
-    edges = torch.tensor([b for theta in (threshold.positive, threshold.negative) for b in boundaries(neuron, theta)], dtype=dtype)
+    edges = torch.tensor(
+        [b for theta in (threshold.positive, threshold.negative) for b in boundaries(neuron, theta)], dtype=dtype
+    )
     # The published rule adds 1/2 in floating point, so it is exact at a boundary but not one unit below it.
     slack = 16 * torch.finfo(dtype).eps if isinstance(neuron, PublishedMultiThreshold) else 0.0
     near = [torch.nextafter(edges * (1 + way * slack), torch.full_like(edges, way * torch.inf)) for way in (-1, 1)]
@@ -76,7 +85,9 @@ def test_quantise_is_its_twin(neuron: Neuron, threshold: Threshold, dtype: torch
     quantised = neuron.quantise(potential.clone(), threshold)
     expected = each(twin(neuron, threshold), potential)
     wrong = quantised != expected
-    assert not wrong.any(), list(zip(potential[wrong].tolist(), quantised[wrong].tolist(), expected[wrong].tolist(), strict=True))[:5]
+    assert not wrong.any(), list(
+        zip(potential[wrong].tolist(), quantised[wrong].tolist(), expected[wrong].tolist(), strict=True)
+    )[:5]
 
 
 @pytest.mark.parametrize("threshold", [Threshold(0.5, -0.125), Threshold(-0.25, 0.5)], ids=str)
@@ -160,7 +171,7 @@ def test_charge_is_conserved_exactly(neuron: Neuron, threshold: Threshold) -> No
     arriving = (random_means((9, 200), dtype=torch.float64) * 1024).round() / 1024
     membrane = Membrane(lambda v: neuron.quantise(v, threshold))
     state, emitted_sum, arrived = None, torch.zeros(200, dtype=torch.float64), torch.zeros(200, dtype=torch.float64)
-    for t, drive in enumerate(arriving, start=1):
+    for drive in arriving:
         arrived = arrived + drive
         # M(t) = sum / t would round; as step 1, t M(t) is the sum itself.
         state, mean_out, emitted = neuron.step(state, 1, arrived, threshold)

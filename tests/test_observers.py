@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import quantile
 
+from oracle import quantile
 from transpike.errors import ConfigError
 from transpike.observers import RANGE_RULES, Histogram, Maximum, Percentile, histogram
 from transpike.recipes import round_up
@@ -60,7 +60,9 @@ def test_quantiles_are_exact_order_statistics_to_half_a_bin(name: str) -> None:
     for fraction in FRACTIONS:
         assert histogram.quantile(fraction) == pytest.approx(quantile(numbers, fraction), rel=TOLERANCE, abs=0)
         magnitudes = [abs(number) for number in numbers]
-        assert histogram.magnitude_quantile(fraction) == pytest.approx(quantile(magnitudes, fraction), rel=TOLERANCE, abs=0)
+        assert histogram.magnitude_quantile(fraction) == pytest.approx(
+            quantile(magnitudes, fraction), rel=TOLERANCE, abs=0
+        )
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -93,7 +95,7 @@ def test_split_and_order_change_nothing(cuts: list[int], seed: int) -> None:
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = seen(SAMPLES["normal"].reshape(50, 100))
-    monkeypatch.setattr("transpike.observers.histogram.CHUNK", 13)
+    monkeypatch.setattr(histogram, "CHUNK", 1300)
     assert same(whole, seen(SAMPLES["normal"].reshape(50, 100)))
 
 

@@ -12,7 +12,7 @@ import pytest
 from transpike import RECIPES, Policy, Recipe, Site, SiteChoice, SiteKind, Threshold, TranspikeError
 from transpike.errors import ConfigError
 from transpike.neurons import NEURONS, MultiThreshold
-from transpike.observers import RANGE_RULES, Maximum, Percentile
+from transpike.observers import Maximum, Percentile
 from transpike.recipes import recipe_named
 
 # One option of each recipe changed at a time: (recipe, options, how to see that it arrived).
@@ -36,12 +36,15 @@ SHARED = [
     ({"allow_unknown": True}, lambda r: r.policy.allow_unknown is True),
 ]
 
-OVERRIDDEN = dict(
-    kinds={SiteKind.SOFTMAX: SiteChoice(threshold=Threshold(0.5, 0.0)), SiteKind.CONV: SiteChoice(levels=3)},
-    patterns={"a.*": SiteChoice(4, Maximum(1.5, symmetric=False)), "a.b:input": SiteChoice(range=Percentile(0.5, symmetric=True))},
-    threshold_bits=5,
-    steps=3,
-)
+OVERRIDDEN = {
+    "kinds": {SiteKind.SOFTMAX: SiteChoice(threshold=Threshold(0.5, 0.0)), SiteKind.CONV: SiteChoice(levels=3)},
+    "patterns": {
+        "a.*": SiteChoice(4, Maximum(1.5, symmetric=False)),
+        "a.b:input": SiteChoice(range=Percentile(0.5, symmetric=True)),
+    },
+    "threshold_bits": 5,
+    "steps": 3,
+}
 
 
 def site(name: str, kind: SiteKind = SiteKind.LINEAR) -> Site:
@@ -144,7 +147,9 @@ def test_patterns_win_over_kinds_and_later_over_earlier() -> None:
 
 
 def test_patterns_are_case_sensitive_and_unused_ones_are_told() -> None:
-    recipe = dataclasses.replace(recipe_named("ecmt"), patterns={"A.*": SiteChoice(3), "a.?": SiteChoice(4), "b": SiteChoice(5)})
+    recipe = dataclasses.replace(
+        recipe_named("ecmt"), patterns={"A.*": SiteChoice(3), "a.?": SiteChoice(4), "b": SiteChoice(5)}
+    )
     sites = (site("a.x"), site("c"))
     assert recipe.choice(site("a.x")).levels == 4
     assert recipe.unused_patterns(sites) == ["A.*", "b"]

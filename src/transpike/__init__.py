@@ -10,10 +10,10 @@ from ._calibrate import Calibration
 from ._capture import Captured, capture
 from ._convert import convert
 from ._evaluate import Evaluation, evaluate
+from ._load import load
 from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import Run, simulate
-from .codecs import load
 from .errors import TranspikeError
 from .policy import Policy
 from .recipes import RECIPES, Recipe, SiteChoice

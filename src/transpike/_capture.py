@@ -168,7 +168,8 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
 
     Arguments: example -- a tensor, a tuple of positional inputs or a dict of keyword inputs; only shapes matter.
     batch_dim -- where the first input has its batch; other inputs have it there or, if their size differs there, in the
-    first dimension of that size, and without one they are taken as unbatched. Raises: CaptureError naming the module where torch.export stopped; DataError for unusable examples.
+    first dimension of that size, and without one they are taken as unbatched.
+    Raises: CaptureError with the reason torch.export gives; DataError for unusable examples.
     The module is not changed.
     """
     leaves, structure = _leaves(example)
@@ -320,7 +321,7 @@ def _drop_in_place(node: torch.fx.Node) -> None:
 
 
 def _shares_memory(target: torch.fx.Node, writer: torch.fx.Node) -> bool:
-    """Whether another live value sees what is written to `target`: it is a view with a base still read, or has views."""
+    """Whether a live value also sees what is written to `target`: a view of something still read, or with views."""
     base = target
     while base.op == "call_function" and _is_view(base):
         base = base.args[0]

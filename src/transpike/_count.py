@@ -23,9 +23,9 @@ class Counter:
 
         spike x spike + spike x accumulated + accumulated x spike,
 
-    by row and column counts. A weight layer that stays analog behind a neuron counts its non-zero inputs, at every step,
-    as the published monitor does for the head. The sums include the step itself, as in the published implementation's monitor, so the
-    first step counts its pairs three times. `folded` is how many steps one run of the body carries in its batch.
+    by row and column counts. A weight layer that stays analog behind a neuron counts its non-zero inputs at every step,
+    as the published monitor does for the head; the sums include the step itself, as there, so the first step counts
+    its pairs three times. `folded` is how many steps one run of the body carries in its batch.
     """
 
     def __init__(self, program: Program, tally: Tally, layers: Mapping[str, Layer], folded: int) -> None:
@@ -66,10 +66,8 @@ class Counter:
         nodes = ops.factors(node)
         tensors = tuple(values[factor] for factor in nodes)  # type: ignore[index, union-attr]
         dense = dense_operations(node, tensors, values[node]) // (self.folded * self.samples)  # type: ignore[arg-type]
-        if layer.role is Role.WEIGHT:
-            counts = self._weight(layer, node, tensors, values)
-        else:
-            counts = self._product(node, nodes)  # type: ignore[arg-type]
+        weighs = layer.role is Role.WEIGHT
+        counts = self._weight(layer, node, tensors, values) if weighs else self._product(node, nodes)  # type: ignore[arg-type]
         self.tally.add_operations(layer.name, self.step, counts.cpu().numpy().astype(np.int64), dense)
 
     def _weight(
@@ -117,7 +115,7 @@ class Counter:
 
 
 def count_true(mask: torch.Tensor) -> np.ndarray:
-    """True elements per step of a bool mask [T, ...]. numpy counts bools an order of magnitude faster than torch sums."""
+    """True elements per step of a bool mask [T, ...]. numpy counts bools ten times faster than torch sums them."""
     if mask.device.type != "cpu":
         return mask.flatten(1).sum(1).cpu().numpy()
     return np.array([np.count_nonzero(step.numpy()) for step in mask], dtype=np.int64)

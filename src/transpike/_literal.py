@@ -147,7 +147,7 @@ class Literal:
         return Role.STRUCTURAL if node.target in ops.RULES else Role.CONSTANT
 
     def _arg(self, argument: Any, values: Values, crossing: Values, t: int) -> Any:
-        """What an operand emits in this step: a value of the prefix stands for a constant, emitted as its code has it."""
+        """What an operand emits in this step; a value of the prefix is a constant, emitted as the code has it."""
         if argument in values:
             return values[argument]
         value = crossing[argument]
@@ -196,7 +196,7 @@ class Literal:
         return emitted
 
     def _weight_layer(self, node: torch.fx.Node, values: Values, crossing: Values, t: int) -> torch.Tensor:
-        """Parallel parameter normalisation: one copy of the weights per channel, multiplied by its amplitude beforehand;
+        """Parallel parameter normalisation: one copy of the weights per channel, multiplied by its amplitude before;
         each copy reads binary spikes, so the layer only selects and adds. The bias is a constant."""
         left, right = ops.factors(node)  # type: ignore[misc]
         spiking, weight = (left, right) if isinstance(values.get(left), Spikes) else (right, left)

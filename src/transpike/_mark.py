@@ -44,5 +44,4 @@ def _behind(operand: torch.fx.Node, marker: torch.fx.Node, reader: torch.fx.Node
         return marker
     source = _behind(operand.args[0], marker, reader)  # type: ignore[arg-type]
     with reader.graph.inserting_before(reader):
-        again = reader.graph.node_copy(operand, lambda node: source if node is operand.args[0] else node)
-    return again
+        return reader.graph.node_copy(operand, lambda node: source if node is operand.args[0] else node)

@@ -15,6 +15,9 @@ from ._capture import Captured
 from ._execute import cut
 from ._plan import Plan
 from ._simulate import Run, simulate
+from .codecs import save
+from .energy import PaperAccount, paper_account
+from .measure import Tally
 from .neurons import Neuron
 from .recipes import Recipe
 from .types import Layer, Role, Threshold
@@ -96,21 +99,18 @@ class SpikingModel:
         args, kwargs = self.captured.structure.call(self.prepare(inputs))
         return primary(self.source_module(*args, **{**fixed_arguments(self.source_module), **kwargs}))
 
-    def energy(self, run: Any) -> Any:
+    def energy(self, run: Run | Tally) -> PaperAccount:
         """Price a run (or a tally) with the paper's account; prints as a table."""
-        from .energy import paper_account
-
         return paper_account(run.spikes if isinstance(run, Run) else run, self.plan)
 
     def save_pretrained(self, directory: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
         """Write the converted network to a folder: safetensors + JSON, no calibration data, no pickle."""
-        from .codecs.bundle import save
-
         return save(self, Path(directory), extra=extra)
 
     def __str__(self) -> str:
         sites, neurons = len(self.plan.sites), sum(site.neurons for site in self.plan.sites)
         how = f"streams only: {self.unfoldable}" if self.unfoldable else "folds"
-        return f"SpikingModel({type(self.source_module).__name__}, recipe {self.recipe.name}, {sites} sites, {neurons:,} neurons, {how})"
+        name = f"{type(self.source_module).__name__}, recipe {self.recipe.name}"
+        return f"SpikingModel({name}, {sites} sites, {neurons:,} neurons, {how})"
 
     __repr__ = __str__

@@ -139,11 +139,11 @@ def _size(size: Any) -> str:
 
 def _refusal(unknown: tuple[Operator, ...]) -> str:
     named = "; ".join(
-        f"{item.op} in module {item.module or '(top level)'} (node {item.node}, shape {' x '.join(item.shape) or 'none'})"
+        f"{item.op} in module {item.module or '(top level)'} (node {item.node}, shape {' x '.join(item.shape) or '-'})"
         for item in unknown[:5]
     )
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     return (
         f"no rule for {len(unknown)} operator(s) on a signal: {named}{more}; "
-        "allow them with allow_unknown=True (--allow-unknown) to run them on running means, or add a rule in transpike/ops"
+        "allow them with allow_unknown=True (--allow-unknown) to run them on running means, or add a rule to ops"
     )

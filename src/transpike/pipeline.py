@@ -12,8 +12,9 @@ import torch
 from . import zoo
 from ._convert import convert
 from ._evaluate import Evaluation, evaluate
+from ._load import load
 from ._model import SpikingModel
-from .codecs.bundle import CONFIG, FORMAT, load, read_config
+from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Preprocess, Samples, Subset, loader, open_data, split, take
 from .errors import DataError
 from .recipes import Recipe
@@ -41,7 +42,12 @@ class ModelChoice:
         return self.spec.startswith("timm:") and self.checkpoint is None and not self.pretrained
 
     def to_json(self) -> dict[str, Any]:
-        return {"spec": self.spec, "checkpoint": self.checkpoint, "pretrained": self.pretrained, "options": dict(self.options)}
+        return {
+            "spec": self.spec,
+            "checkpoint": self.checkpoint,
+            "pretrained": self.pretrained,
+            "options": dict(self.options),
+        }
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def ecmt(
 
     Source: arXiv 2502.21193. Left open there and chosen here: the percentile (1, the maximum: what a ceiling clips, no
     number of steps brings back), one threshold per sign and tensor, a neuron before the head, ties to the larger
-    level, thresholds rounded up to 8 significant bits. Best measured settings (README): symmetric=True, cutoff=0.5.
+    level, thresholds rounded up to 8 significant bits. Best measured settings: symmetric=True, cutoff=0.5, levels=10.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     return Recipe("ecmt", MultiThreshold(levels, cutoff), Percentile(percentile, symmetric), policy)

@@ -13,7 +13,7 @@ import rich.table
 
 @dataclass(frozen=True)
 class Table:
-    """Title, column names, rows of text, and closing remarks. `str()` gives plain aligned text; rich renders it itself."""
+    """Title, column names, rows of text, closing remarks. `str()` gives plain aligned text; rich renders it itself."""
 
     title: str
     columns: tuple[str, ...]

@@ -1,7 +1,7 @@
 """The vocabulary every room shares. Frozen values, no behaviour beyond reading themselves.
 
-Words: a *site* is a tensor that gets a neuron; a *layer* is an operator that multiplies (a weight layer or a product of two
-signals) and reads sites; a *step* is one of the T time-steps; a *spike* is a non-zero emitted amplitude.
+Words: a *site* is a tensor that gets a neuron; a *layer* is an operator that multiplies (a weight layer or a product of
+two signals) and reads sites; a *step* is one of the T time-steps; a *spike* is a non-zero emitted amplitude.
 """
 
 from __future__ import annotations

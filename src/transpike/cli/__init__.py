@@ -33,12 +33,14 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def common(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version.")) -> None:
+def common(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
     """Turn a pretrained model, unedited, into a spiking neural network without training, and measure it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 2 the input or its use is wrong (one sentence says what), 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 2 wrong input or use (one sentence says what), 130 interrupted."""
     try:
         code = app(args=arguments, standalone_mode=False)
     except TranspikeError as error:

@@ -12,7 +12,10 @@ from .console import Failures, output, progress, remark, show
 
 def convert(
     model: options.Model,
-    calibration: Annotated[str, typer.Option(help="Unlabelled samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits.")],
+    calibration: Annotated[
+        str,
+        typer.Option(help="Unlabelled samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits."),
+    ],
     out: Annotated[str, typer.Option(help="Folder to write.")],
     recipe: options.RecipeName = "ecmt",
     checkpoint: options.Checkpoint = None,
@@ -20,6 +23,7 @@ def convert(
     option: options.ModelOption = None,
     levels: options.Levels = None,
     percentile: options.PercentileOption = None,
+    set: options.Set = None,
     first_layer: options.FirstLayer = None,
     head: options.Head = None,
     analog: options.Analog = None,
@@ -44,7 +48,7 @@ def convert(
     from ..pipeline import DataChoice, ModelChoice, Part, convert_on
 
     chosen = options.chosen_recipe(
-        recipe, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
+        recipe, set, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
         analog=tuple(analog or ()), allow_unknown=allow_unknown,
     )  # fmt: skip
     source = ModelChoice(model, checkpoint, pretrained, options.key_values(option))

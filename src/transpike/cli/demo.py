@@ -11,11 +11,13 @@ from .console import output, progress, remark, show
 
 
 def demo(
-    out: Annotated[str, typer.Option(help="Folder for the converted network, the report and the pictures.")] = "transpike-demo",
+    out: Annotated[
+        str, typer.Option(help="Folder for the converted network, the report and the pictures.")
+    ] = "transpike-demo",
     steps: Annotated[int, typer.Option(help="Time-steps T.")] = 8,
     recipe: options.RecipeName = "ecmt",
 ) -> None:
-    """Convert a small Vision Transformer for handwritten digits, evaluate held-out digits for T = 1..STEPS, write pictures."""
+    """Convert a small Vision Transformer, evaluate held-out handwritten digits for T = 1..STEPS, write pictures."""
     import sys
     from pathlib import Path
 
@@ -38,7 +40,12 @@ def demo(
     show(reports.accuracy_table(result))
     show(result.energy.table())
     document = reports.document(
-        network, result, command=sys.argv, source={"spec": "digits"}, data=held_out.record(), calibration_data=few.record()
+        network,
+        result,
+        command=sys.argv,
+        source={"spec": "digits"},
+        data=held_out.record(),
+        calibration_data=few.record(),
     )
     try:
         written = reports.write_report(Path(out), document, result)

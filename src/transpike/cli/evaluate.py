@@ -17,19 +17,28 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A folder written by convert, or a model as for convert.")],
-    data: Annotated[str, typer.Option(help="Labelled samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits.")],
+    target: Annotated[
+        str, typer.Argument(metavar="DIR_OR_MODEL", help="A folder written by convert, or a model as for convert.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="Labelled samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits.")
+    ],
     steps: Annotated[int, typer.Option(help="Time-steps T.")] = 8,
     json: Annotated[str | None, typer.Option(help="Write the report to this JSON file.")] = None,
     report: Annotated[str | None, typer.Option(help="Write report.json and pictures to this folder.")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Calibration samples, when DIR_OR_MODEL is a model; by default a part of DATA.")] = None,
-    model: Annotated[str | None, typer.Option(help="module:factory that builds the model of DIR, where only you can.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Calibration samples, when DIR_OR_MODEL is a model; by default a part of DATA.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="module:factory that builds the model of DIR, where only you can.")
+    ] = None,
     recipe: options.RecipeName = "ecmt",
     checkpoint: options.Checkpoint = None,
     pretrained: options.Pretrained = False,
     option: options.ModelOption = None,
     levels: options.Levels = None,
     percentile: options.PercentileOption = None,
+    set: options.Set = None,
     first_layer: options.FirstLayer = None,
     head: options.Head = None,
     analog: options.Analog = None,
@@ -65,7 +74,7 @@ def evaluate(
         ready = pipeline.ready_saved(target, owner, asked)
     else:
         chosen = options.chosen_recipe(
-            recipe, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
+            recipe, set, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
             analog=tuple(analog or ()), allow_unknown=allow_unknown,
         )  # fmt: skip
         choice = pipeline.ModelChoice(target, checkpoint, pretrained, options.key_values(option))
@@ -84,7 +93,13 @@ def evaluate(
     converted = time.perf_counter()
     with progress(f"simulating T = {steps}", len(ready.part.samples)) as advance:
         result = pipeline.evaluate_on(
-            ready.network, ready.part, steps=steps, batch_size=batch_size, mode=mode, on_failure=failures, progress=advance
+            ready.network,
+            ready.part,
+            steps=steps,
+            batch_size=batch_size,
+            mode=mode,
+            on_failure=failures,
+            progress=advance,
         )
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
     _present(ready, result, seed, failures, seconds, json, report, spikes)

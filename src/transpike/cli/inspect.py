@@ -16,6 +16,7 @@ def inspect(
     pretrained: options.Pretrained = False,
     option: options.ModelOption = None,
     recipe: options.RecipeName = "ecmt",
+    set: options.Set = None,
     first_layer: options.FirstLayer = None,
     head: options.Head = None,
     analog: options.Analog = None,
@@ -35,13 +36,13 @@ def inspect(
     from ..pipeline import ModelChoice
     from ..zoo import example_inputs
 
-    chosen = options.chosen_recipe(recipe, first_layer=first_layer, head=head, analog=tuple(analog or ()))
+    chosen = options.chosen_recipe(recipe, set, first_layer=first_layer, head=head, analog=tuple(analog or ()))
     module = ModelChoice(model, checkpoint, pretrained, options.key_values(option)).load()
     example = example_inputs(module, shape=options.numbers(input_shape, int), integers=integers)
     if batch_dim:
         example = example.movedim(0, batch_dim)
     captured = capture(module, example, batch_dim=batch_dim)
-    decided = plan(captured, dataclasses.replace(chosen.policy, allow_unknown=True))
+    decided = plan(captured, dataclasses.replace(chosen.policy, allow_unknown=True), notes=chosen.lines())
     show(decided.site_table())
     show(decided.operator_table())
     parameters = sum(p.numel() for p in module.parameters())

@@ -11,17 +11,29 @@ from ..errors import ConfigError
 from ..files import read_json_file
 from ..recipes import RECIPES, Recipe, recipe_named
 
-Model = Annotated[str, typer.Argument(help="timm:NAME, hf:NAME_OR_DIR, module:factory, or digits (the embedded example).")]
+Model = Annotated[
+    str, typer.Argument(help="timm:NAME, hf:NAME_OR_DIR, module:factory, or digits (the embedded example).")
+]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights to load: a .safetensors file or a folder with one.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download pretrained weights (timm, Hugging Face Hub).")]
-ModelOption = Annotated[list[str] | None, typer.Option("--option", help="Model constructor argument, KEY=VALUE (JSON values); repeatable.")]
+ModelOption = Annotated[
+    list[str] | None, typer.Option("--option", help="Model constructor argument, KEY=VALUE (JSON values); repeatable.")
+]
 RecipeName = Annotated[str, typer.Option("--recipe", help=f"Recipe: {', '.join(RECIPES)}, or a JSON file.")]
 Levels = Annotated[int | None, typer.Option(help="Threshold levels per sign.")]
-PercentileOption = Annotated[float | None, typer.Option("--percentile", help="Percentile of the thresholds, in (0, 1]: 0.9999 is 99.99 %.")]
+PercentileOption = Annotated[
+    float | None, typer.Option("--percentile", help="Percentile of the thresholds, in (0, 1]: 0.9999 is 99.99 %.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Recipe argument, KEY=VALUE, e.g. symmetric=true; repeatable.")
+]
 FirstLayer = Annotated[str | None, typer.Option(help="First layer: analog or spiking.")]
 Head = Annotated[str | None, typer.Option(help="Head: analog or spiking.")]
 Analog = Annotated[list[str] | None, typer.Option(help="Module-name pattern whose layers stay analog; repeatable.")]
-AllowUnknown = Annotated[bool, typer.Option("--allow-unknown", help="Run operators without a rule on running means; every report lists them.")]
+AllowUnknown = Annotated[
+    bool,
+    typer.Option("--allow-unknown", help="Run operators without a rule on running means; every report lists them."),
+]
 BatchSize = Annotated[int, typer.Option(help="Samples per batch.")]
 BatchDim = Annotated[int, typer.Option(help="Dimension of the inputs that is the batch.")]
 Seed = Annotated[int, typer.Option(help="Seed for drawing samples.")]
@@ -39,13 +51,13 @@ MaxLength = Annotated[int | None, typer.Option(help="Tokens per text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No tables.")]
 
 
-def key_values(pairs: list[str] | None) -> dict[str, Any]:
+def key_values(pairs: list[str] | None, option: str = "--option") -> dict[str, Any]:
     """["depth=2", "name=x"] -> {"depth": 2, "name": "x"}: JSON values, other texts as they are."""
     found: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--option takes KEY=VALUE, not {pair!r}")
+            raise ConfigError(f"{option} takes KEY=VALUE, not {pair!r}")
         try:
             found[key] = json.loads(text)
         except json.JSONDecodeError:
@@ -54,7 +66,7 @@ def key_values(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def numbers(text: str | None, kind: type = float) -> tuple[Any, ...] | None:
-    """"3,224,224" -> (3, 224, 224)."""
+    """ "3,224,224" -> (3, 224, 224)."""
     if text is None:
         return None
     try:
@@ -76,9 +88,10 @@ def preprocessing(
     return {key: value for key, value in values.items() if value is not None}
 
 
-def chosen_recipe(name: str, **changes: Any) -> Recipe:
+def chosen_recipe(name: str, more: list[str] | None = None, **changes: Any) -> Recipe:
     """A recipe by name with the changes that were given, or one from a JSON file."""
     given = {key: value for key, value in changes.items() if value not in (None, (), False)}
+    given |= key_values(more, "--set")
     if not name.endswith(".json"):
         return recipe_named(name, **given)
     if given:

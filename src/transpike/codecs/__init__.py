@@ -1,5 +1,5 @@
 """Bytes: how converted networks are written and read, one file per format."""
 
-from .bundle import FORMAT_VERSION, load, save
+from .bundle import FORMAT_VERSION, read_config, save
 
-__all__ = ["FORMAT_VERSION", "load", "save"]
+__all__ = ["FORMAT_VERSION", "read_config", "save"]

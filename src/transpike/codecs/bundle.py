@@ -10,28 +10,24 @@ anew, and checks that the sites are the ones that were saved.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 import torch
 
-from .._calibrate import Calibration
-from .._capture import Captured, capture
-from .._mark import insert_sites
-from .._model import SpikingModel
-from .._plan import Plan, plan
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError
 from ..files import write_atomically, write_json
-from ..recipes import Recipe
-from ..types import Threshold
-from ..zoo import Source, build, describe, load_checkpoint
-from .signature import call_from_json, call_to_json
+from ..types import Site, Threshold
+from ..zoo import describe
+from .signature import call_to_json
+
+if TYPE_CHECKING:
+    from .._model import SpikingModel
 
 FORMAT = "transpike-snn"
 FORMAT_VERSION = 1
@@ -71,7 +67,9 @@ def _unique(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         key = (value.data_ptr(), value.shape, value.stride())
         if value.numel() == 0 or key not in seen:
             seen.add(key)
-            kept[name] = value.detach().cpu().contiguous().clone() if not value.is_contiguous() else value.detach().cpu()
+            kept[name] = (
+                value.detach().cpu().contiguous().clone() if not value.is_contiguous() else value.detach().cpu()
+            )
     return kept
 
 
@@ -94,14 +92,14 @@ def _config(model: SpikingModel, directory: Path, extra: Mapping[str, Any] | Non
         "batch_dim": captured.batch_dim,
         "batch_size": None if captured.free_batch else captured.batch_size,
         "unfoldable": model.unfoldable,
-        "sites": [_site_to_json(site) for site in model.plan.sites],
+        "sites": [site_to_json(site) for site in model.plan.sites],
         "unknown_operators": [{"op": u.op, "module": u.module, "node": u.node} for u in model.plan.unknown],
         "calibration": {"samples": model.calibration.samples, **(extra or {})},
         "files": {name: _sha256(directory / name) for name in (WEIGHTS, THRESHOLDS)},
     }
 
 
-def _site_to_json(site: Any) -> dict[str, Any]:
+def site_to_json(site: Site) -> dict[str, Any]:
     return {"name": site.name, "kind": str(site.kind), "shape": list(site.shape)}
 
 
@@ -110,104 +108,58 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def load(path: str | Path, *, model: torch.nn.Module | None = None, download: bool = False) -> SpikingModel:
-    """Load a converted network from a folder, or from the Hugging Face Hub by name.
-
-    Arguments: model -- an instance of the source model, for networks whose architecture only its owner can build; it is
-    copied and gets the saved weights. download -- allow fetching a Hub repository that is not in the local cache.
-    Returns: a SpikingModel that gives the same outputs for the same inputs, bit for bit, on the same versions.
-    Raises: ConfigError for a missing, damaged or foreign folder, ModelError when `model` is needed, CheckpointError
-    when `model` has other tensors.
-    """
-    directory = _locate(path, download)
-    config = read_config(directory)
-    module = _module(config, directory, model)
-    recipe = Recipe.from_json(config["recipe"])
-    structure, leaves = call_from_json(config["call"], config["inputs"], config["batch_dim"], config["batch_size"])
-    captured = capture(module, structure.call_inputs(leaves), batch_dim=config["batch_dim"])
-    decided = plan(captured, recipe.policy)
-    _check_sites(decided, config, directory)
-    thresholds = _read_thresholds(directory, decided)
-    calibration = Calibration(thresholds, int(config["calibration"]["samples"]))
-    marked = insert_sites(captured, decided)
-    return SpikingModel(module, captured, marked, decided, recipe, calibration, unfoldable=config["unfoldable"])
-
-
-def _locate(path: str | Path, download: bool) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        patterns = [CONFIG, WEIGHTS, THRESHOLDS]
-        return Path(huggingface_hub.snapshot_download(str(path), local_files_only=not download, allow_patterns=patterns))
-    except (HFValidationError, OSError, ValueError) as error:
-        hint = "" if download else "; to fetch it from the Hub, pass download=True (--download)"
-        raise ConfigError(f"{path} is not a folder, nor a repository in the local Hub cache{hint}") from error
-
-
 def read_config(directory: Path) -> dict[str, Any]:
     """The config of a saved network, checked for format, version, keys and whole files."""
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{directory} holds no {CONFIG}; name a folder that transpike convert or save_pretrained wrote") from None
+        raise ConfigError(
+            f"{directory} holds no {CONFIG}; name a folder that transpike convert or save_pretrained wrote"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
         raise ConfigError(f"{directory / CONFIG} is damaged: {error}; save the network again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ConfigError(f"{directory} is not a saved spiking network (format {FORMAT}); convert the model first")
     if config.get("format_version") != FORMAT_VERSION:
-        raise ConfigError(f"{directory} has format version {config.get('format_version')}, this transpike reads {FORMAT_VERSION}; update transpike")
-    needed = {"source", "recipe", "inputs", "call", "batch_dim", "batch_size", "unfoldable", "sites", "calibration", "files"}
+        raise ConfigError(
+            f"{directory} has format version {config.get('format_version')}, this transpike reads {FORMAT_VERSION}; "
+            "update transpike"
+        )
+    needed = {
+        "source",
+        "recipe",
+        "inputs",
+        "call",
+        "batch_dim",
+        "batch_size",
+        "unfoldable",
+        "sites",
+        "calibration",
+        "files",
+    }
     if missing := sorted(needed - config.keys()):
         raise ConfigError(f"{directory / CONFIG} lacks {', '.join(missing)}; save the network again")
     for name in (WEIGHTS, THRESHOLDS):
         if not (directory / name).is_file():
             raise ConfigError(f"{directory} lacks {name}; save the network again")
         if _sha256(directory / name) != config["files"].get(name):
-            raise ConfigError(f"{directory / name} is not the file that was saved with this config (truncated or replaced); save the network again")
+            raise ConfigError(
+                f"{directory / name} is not the file that was saved with this config (truncated or replaced); "
+                "save the network again"
+            )
     return config
 
 
-def _module(config: Mapping[str, Any], directory: Path, model: torch.nn.Module | None) -> torch.nn.Module:
-    source = Source.from_json(config["source"])
-    if model is not None:
-        module = copy.deepcopy(model).eval()
-    elif source.kind in ("owner", "factory"):
-        raise ModelError(f"{directory} was made from {source.name}, which only its owner can build; pass it: transpike.load(path, model=...)")
-    else:
-        module = build(source)
-    with safetensors.safe_open(directory / WEIGHTS, "pt") as file:
-        names = list(file.keys())
-        dtype = file.get_tensor(names[0]).dtype if names else torch.float32
-    if dtype.is_floating_point and any(p.dtype != dtype for p in module.parameters() if p.is_floating_point()):
-        module = module.to(dtype)
-    load_checkpoint(module, directory / WEIGHTS)
-    return module
-
-
-def _check_sites(decided: Plan, config: Mapping[str, Any], directory: Path) -> None:
-    found, saved = [_site_to_json(site) for site in decided.sites], config["sites"]
-    if found == saved:
-        return
-    names = {site["name"] for site in found} ^ {site["name"] for site in saved}
-    difference = f"sites {', '.join(sorted(names)[:5])}" if names else "the shapes or the order of sites"
-    raise ConfigError(f"the model does not fit {directory}: its plan differs in {difference}; use the model, and the versions, it was converted with")
-
-
-def _read_thresholds(directory: Path, decided: Plan) -> dict[str, Threshold]:
+def read_thresholds(directory: Path, names: Sequence[str]) -> dict[str, Threshold]:
+    """The thresholds of the named sites. Raises ConfigError for a site without two finite numbers."""
     try:
         stored = safetensors.torch.load_file(directory / THRESHOLDS)
     except safetensors.SafetensorError as error:
-        raise ConfigError(f"{directory / THRESHOLDS} is damaged: {error}") from error
-    missing = [site.name for site in decided.sites if site.name not in stored]
-    if missing:
-        raise ConfigError(f"{directory / THRESHOLDS} has no threshold for site {missing[0]}; save the network again")
-    return {site.name: Threshold(*map(float, stored[site.name])) for site in decided.sites}
-
-
-__all__ = ["FORMAT_VERSION", "Captured", "load", "read_config", "save"]
+        raise ConfigError(f"{directory / THRESHOLDS} is damaged: {error}; save the network again") from error
+    for name in names:
+        pair = stored.get(name)
+        if pair is None or pair.shape != (2,) or not bool(torch.isfinite(pair).all()):
+            raise ConfigError(
+                f"{directory / THRESHOLDS} has no sound threshold for site {name}; save the network again"
+            )
+    return {name: Threshold(*map(float, stored[name])) for name in names}

@@ -19,7 +19,10 @@ class _Slot(int):
 def call_to_json(structure: Structure) -> dict[str, Any]:
     """{"args": [...], "kwargs": {...}} with {"tensor": i} where tensor i goes."""
     args, kwargs = structure.call([_Slot(i) for i in range(len(structure.tensors))])
-    return {"args": [_encode(value) for value in args], "kwargs": {name: _encode(value) for name, value in kwargs.items()}}
+    return {
+        "args": [_encode(value) for value in args],
+        "kwargs": {name: _encode(value) for name, value in kwargs.items()},
+    }
 
 
 def _encode(value: Any) -> Any:
@@ -43,7 +46,9 @@ def call_from_json(
         args = tuple(_decode(value, leaves) for value in call["args"])
         kwargs = {name: _decode(value, leaves) for name, value in call["kwargs"].items()}
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ConfigError(f"the saved signature is damaged ({type(error).__name__}: {error}); save the network again") from error
+        raise ConfigError(
+            f"the saved signature is damaged ({type(error).__name__}: {error}); save the network again"
+        ) from error
     flat, spec = pytree.tree_flatten((args, kwargs))
     tensors = tuple(i for i, leaf in enumerate(flat) if isinstance(leaf, torch.Tensor))
     return Structure(spec, tuple(None if i in tensors else leaf for i, leaf in enumerate(flat)), tensors), leaves

@@ -76,7 +76,8 @@ class PaperAccount:
         )
         left_out = f"left out as in the papers: {', '.join(self.left_out)}; " if self.left_out else ""
         notes = (
-            f"source {self.dense / 1e6:.2f} M multiply-accumulates, {self.source_pj / 1e6:.2f} uJ; prices: {self.prices.name}",
+            f"source {self.dense / 1e6:.2f} M multiply-accumulates, {self.source_pj / 1e6:.2f} uJ; "
+            f"prices: {self.prices.name}",
             f"{left_out}compensated operators, neurons and memory are not counted: compare with papers, not with chips",
         )
         columns = ("step", "M accumulates", "uJ so far", "spikes/synapse", "ratio to source")

@@ -1,4 +1,4 @@
-"""Fused attention, split into its two products, scale, mask and softmax so that q, k, v and the weights can be sites."""
+"""Fused attention, split into two products, scale, mask and softmax, so that q, k, v and the weights can be sites."""
 
 from __future__ import annotations
 

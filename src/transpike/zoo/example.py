@@ -37,7 +37,8 @@ def example_inputs(model: nn.Module, *, shape: Sequence[int] | None = None, inte
         if size is not None:
             return {"pixel_values": _floats(model, size)}
     if size is None:
-        raise ModelError(f"nothing says which inputs {type(model).__name__} takes; name their shape: --input-shape 3,224,224")
+        name = type(model).__name__
+        raise ModelError(f"nothing says which inputs {name} takes; name their shape: --input-shape 3,224,224")
     return _floats(model, size)
 
 
