@@ -97,7 +97,6 @@ def blocks() -> tuple[nn.Module, Any, Any]:
 
 NETWORKS = {"block": blocks, "images": images, "tokens": tokens}
 RECIPES: dict[str, Recipe] = {
-    "ecmt": ecmt(),
     "rounding": ecmt(levels=4, symmetric=True, cutoff=0.5),
     "spiking first": ecmt(first_layer="spiking"),
     "code": ecmt_code(fc2=None),
@@ -108,9 +107,8 @@ RECIPES: dict[str, Recipe] = {
 
 LITERAL = {
     "nearest level": ecmt(levels=5),
-    "fewer levels, rounding": ecmt(levels=3, cutoff=0.5),
     "as published": dataclasses.replace(ecmt_code(fc2=None, head="spiking"), neuron=PublishedMultiThreshold(6)),
-    "clipping": dataclasses.replace(ecmt(levels=6), range=Percentile(0.9)),
+    "rounding and clipping": dataclasses.replace(ecmt(levels=4, cutoff=0.5), range=Percentile(0.9)),
 }
 
 
@@ -149,7 +147,7 @@ def test_the_error_falls_with_the_steps(block: Block, snn: transpike.SpikingMode
 
 @pytest.mark.parametrize(
     ("network", "name"),
-    [("block", "code"), ("images", "rounding"), ("images", "spiking first"), ("tokens", "ecmt"), ("tokens", "code")],
+    [("block", "code"), ("images", "spiking first"), ("tokens", "rounding")],
 )
 def test_folded_is_streaming_and_parts_are_the_whole(network: str, name: str) -> None:
     torch.manual_seed(1)
@@ -341,9 +339,6 @@ def test_inputs_that_do_not_fit_are_named(snn: transpike.SpikingModel, x: torch.
 
 
 @pytest.mark.parametrize("mode", ["folded", "streaming"])
-@pytest.mark.xfail(
-    strict=True, reason="NaN inputs: the neuron turns NaN into a level, so the output is finite and wrong"
-)
 def test_nan_inputs_do_not_become_answers(snn: transpike.SpikingModel, x: torch.Tensor, mode: str) -> None:
     """Either an error or NaN in the output; never a finite answer."""
     spoiled = x.clone()

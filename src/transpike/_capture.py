@@ -182,6 +182,8 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
             f"the first input has shape {tuple(leaves[0].shape)}, which has no dimension {batch_dim} for the batch"
         )
     batch = leaves[0].shape[batch_dim]
+    if batch == 0:
+        raise DataError("the first batch is empty; pass at least one sample")
     axes = [_find_batch(leaf, batch, batch_dim) for leaf in leaves]
     if any(parameter.requires_grad for parameter in model.parameters()) and model.training:
         raise CaptureError("the model is in training mode; call model.eval() first")

@@ -14,7 +14,7 @@ import torch.fx
 
 from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .measure import Tally, per_step
 from .neurons import trajectory
 
@@ -73,6 +73,7 @@ def _folded(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally,
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site, axis = str(marker.args[1]), batch_axis(marker)
+        _require_finite(site, value)
         drive = per_step(value, steps, axis)
         out, fired, spoken = trajectory(model.neurons[site], drive, model.thresholds[site], masks=count)
         if counter is not None and fired is not None and spoken is not None:
@@ -81,6 +82,12 @@ def _folded(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally,
 
     output = run_body(model.program, crossing, fire, None if counter is None else counter.after)
     return per_step(output, steps, batch_axis_of_output(model.program.output))
+
+
+def _require_finite(site: str, value: torch.Tensor) -> None:
+    """A neuron would turn NaN into silence and the output would look sound."""
+    if value.numel() and not all(abs(float(bound)) < float("inf") for bound in torch.aminmax(value)):
+        raise DataError(f"site {site} received NaN or infinity; check the inputs, or run the model in a wider dtype")
 
 
 def repeat(node: torch.fx.Node, value: Any, steps: int) -> Any:
@@ -121,6 +128,7 @@ def step(
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
+        _require_finite(site, value)
         after, out, emitted = model.neurons[site].step(state.get(site), t, value, model.thresholds[site])
         state[site] = after
         if counter is not None:

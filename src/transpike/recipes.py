@@ -51,6 +51,13 @@ class Recipe:
     threshold_bits: int | None = 8
     steps: int = 8
 
+    def __post_init__(self) -> None:
+        bits = self.threshold_bits
+        if bits is not None and (not isinstance(bits, int) or not 1 <= bits <= 24):
+            raise ConfigError(f"threshold_bits must be a whole number from 1 to 24, or None, not {bits!r}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ConfigError(f"steps must be a whole number of at least 1, not {self.steps!r}")
+
     def choice(self, site: Site) -> SiteChoice:
         """The levels, range rule and given threshold that hold for one site."""
         merged = SiteChoice(self.neuron.levels, self.range, None)

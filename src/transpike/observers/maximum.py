@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..errors import ConfigError
 from ..types import Threshold
 from .histogram import Histogram
 
@@ -16,6 +17,10 @@ class Maximum:
     name: ClassVar[str] = "maximum"
     margin: float = 1.0
     symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < float("inf"):
+            raise ConfigError(f"margin must be a positive number, not {self.margin!r}")
 
     def threshold(self, histogram: Histogram) -> Threshold:
         positive, negative = max(histogram.maximum, 0.0), max(-histogram.minimum, 0.0)
