@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import transpike
 from oracle import Block, conv2d_operations, linear_operations, product_operations
 from transpike._execute import run_body, run_prefix
+from transpike.errors import PlanError
 from transpike.measure import Tally
 from transpike.recipes import recipe_named
 
@@ -221,6 +222,48 @@ def test_shared_heads() -> None:
     operations = {name.split(":")[-1]: counts.tolist() for name, counts in tally.operations.items()}
     assert operations["query*key"] == product_operations(queries, [key.swapaxes(-2, -1) for key in keys])
     assert operations["softmax*value"] == product_operations(by_kind["softmax"], values)
+
+
+class Einsum(nn.Module):
+    def __init__(self, equation: str) -> None:
+        super().__init__()
+        self.equation = equation
+        self.embed, self.left, self.right = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.embed(x))
+        return torch.einsum(self.equation, self.left(x), self.right(x))
+
+
+@pytest.mark.parametrize("equation", ["bnd,bmd->bnm", "b n d, b m d -> bmn", "...nd,...md->...nm", "b...d,bmd->b...m"])
+def test_einsum(equation: str) -> None:
+    torch.manual_seed(12)
+    x = randn(3, 4, 5)
+    snn = converted(Einsum(equation), x)
+    tally, spikes = counted(snn, x), emitted_spikes(snn, x)
+    check_spikes(snn, tally, spikes, 3)
+    (layer,) = [layer for layer in snn.plan.layers if layer.role is transpike.Role.PRODUCT]
+    left, right = (spikes[str(operand.site)] for operand in layer.operands)
+    assert tally.operations[layer.name].tolist() == product_operations(left, [step.swapaxes(1, 2) for step in right])
+    assert tally.dense[layer.name] == 4 * 4 * 6
+
+
+def test_a_product_of_three_is_refused_by_name() -> None:
+    """nn.Bilinear multiplies two signals and a weight: neither a weight layer nor a product."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.pair, self.head = nn.Linear(5, 4), nn.Bilinear(4, 4, 3), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.tanh(self.embed(x))
+            return self.head(self.pair(x, x))
+
+    with pytest.raises(PlanError, match="bilinear.default in module pair"):
+        converted(Three(), randn(3, 5))
+    snn = converted(Three(), randn(3, 5), allow_unknown=True)
+    assert set(counted(snn, randn(3, 5)).operations) == {"head"}
 
 
 class Gate(nn.Module):

@@ -148,7 +148,7 @@ def test_patterns_win_over_kinds_and_later_over_earlier() -> None:
 
 def test_patterns_are_case_sensitive_and_unused_ones_are_told() -> None:
     recipe = dataclasses.replace(
-        recipe_named("ecmt"), patterns={"A.*": SiteChoice(3), "a.?": SiteChoice(4), "b": SiteChoice(5)}
+        recipe_named("ecmt"), patterns={"a.?": SiteChoice(4), "A.*": SiteChoice(3), "b": SiteChoice(5)}
     )
     sites = (site("a.x"), site("c"))
     assert recipe.choice(site("a.x")).levels == 4

@@ -35,7 +35,10 @@ def _einsum_size(equation: str, left: torch.Tensor, right: torch.Tensor) -> int:
     names = equation.replace(" ", "").split("->")[0].split(",")
     sizes: dict[str, int] = {}
     for labels, tensor in zip(names, (left, right), strict=True):
-        sizes.update(zip(labels.replace("...", ""), tensor.shape[-len(labels.replace("...", "")) :], strict=True))
+        before, _, after = labels.partition("...")
+        dots = [f".{i}" for i in range(tensor.dim() - len(before) - len(after), 0, -1)]  # aligned from the right
+        for label, size in zip([*before, *dots, *after], tensor.shape, strict=True):
+            sizes[label] = max(size, sizes.get(label, 1))
     return prod(sizes.values())
 
 

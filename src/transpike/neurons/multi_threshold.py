@@ -86,7 +86,8 @@ def signed_scale(potential: torch.Tensor, threshold: Threshold) -> tuple[torch.T
     amplitudes = (max(threshold.positive, 0.0), max(threshold.negative, 0.0))
     either = max(amplitudes) or 1.0
     scales = (amplitudes[0] or either, amplitudes[1] or either)
-    return _by_sign(potential, scales), _by_sign(potential, amplitudes)
+    scale = _by_sign(potential, scales)
+    return scale, scale if scales == amplitudes else _by_sign(potential, amplitudes)
 
 
 def _by_sign(potential: torch.Tensor, values: tuple[float, float]) -> torch.Tensor | float:

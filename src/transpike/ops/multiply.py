@@ -30,7 +30,6 @@ FACTORS: dict[object, tuple[int, int]] = {
     aten.conv_transpose1d.default: (0, 1),
     aten.conv_transpose2d.input: (0, 1),
     aten.convolution.default: (0, 1),
-    aten.bilinear.default: (0, 1),
     aten.mul.Tensor: (0, 1),
 }
 CONVOLUTIONS = tuple(op for op in FACTORS if "conv" in str(op))

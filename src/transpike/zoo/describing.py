@@ -25,7 +25,7 @@ def describe(model: nn.Module) -> Source:
     A source is given only if what it builds has the same modules, settings, tensor names, shapes and types.
     """
     remembered = getattr(model, "_transpike_source", None)
-    if isinstance(remembered, Source) and remembered.kind in ("factory", "digits", "owner"):
+    if isinstance(remembered, Source) and remembered.kind in ("factory", "owner"):
         return remembered
     guesses = itertools.chain([remembered] if isinstance(remembered, Source) else [], _guesses(model))
     target = _signature(model)
@@ -40,7 +40,7 @@ def describe(model: nn.Module) -> Source:
 
 def _guesses(model: nn.Module) -> Iterator[Source]:
     if type(model).__module__ == "transpike.zoo.digits":
-        yield Source("digits", "digits")
+        yield Source("digits", "digits", _dtype(model))
     transformers = sys.modules.get("transformers")  # where it was never imported, no model is of its making
     if transformers is not None and isinstance(model, transformers.PreTrainedModel):
         try:

@@ -67,7 +67,7 @@ def build(source: Source) -> nn.Module:
     if source.kind == "digits":
         from transpike.zoo.digits import build as build_digits
 
-        return build_digits().eval()
+        return build_digits().eval().to(timm_models.torch_dtype(source.options.get("dtype", "float32")))
     raise ModelError(
         f"the model {source.name!r} is code of its owner, and code named in a file is never imported; "
         "build the module yourself and pass it: transpike.load(path, model=...)"
