@@ -1,0 +1,5 @@
+"""python -m transpike."""
+
+from .cli import main
+
+main()
