@@ -15,6 +15,7 @@ from oracle import Block, conv2d_operations, linear_operations, product_operatio
 from transpike._execute import run_body, run_prefix
 from transpike.errors import PlanError
 from transpike.measure import Tally
+from transpike.measure.operations import _einsum_size
 from transpike.recipes import recipe_named
 
 STEPS = 4
@@ -246,6 +247,11 @@ def test_einsum(equation: str) -> None:
     left, right = (spikes[str(operand.site)] for operand in layer.operands)
     assert tally.operations[layer.name].tolist() == product_operations(left, [step.swapaxes(1, 2) for step in right])
     assert tally.dense[layer.name] == 4 * 4 * 6
+
+
+def test_einsum_sizes_broadcast() -> None:
+    assert _einsum_size("...d,...d->...", torch.ones(3, 1, 4), torch.ones(2, 4)) == 3 * 2 * 4
+    assert _einsum_size("bnd,bmd->bnm", torch.ones(3, 2, 4), torch.ones(1, 5, 4)) == 3 * 2 * 5 * 4
 
 
 def test_a_product_of_three_is_refused_by_name() -> None:

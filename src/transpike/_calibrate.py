@@ -137,16 +137,11 @@ def given(plan: Plan, thresholds: Mapping[str, Any]) -> Calibration:
 
 
 def as_threshold(value: Any, name: str) -> Threshold:
+    """A Threshold, a pair or one number for both signs. Raises ConfigError naming the site."""
     if isinstance(value, Threshold):
-        pair = (value.positive, value.negative)
-    else:
-        pair = (
-            (value, value)
-            if isinstance(value, (int, float))
-            else tuple(value)
-            if isinstance(value, (list, tuple))
-            else ()
-        )
-    if len(pair) != 2 or not all(isinstance(v, (int, float)) and abs(v) < float("inf") for v in pair):
-        raise ConfigError(f"threshold of site {name} must be one or two finite numbers, not {value!r}")
-    return Threshold(float(pair[0]), float(pair[1]))
+        return value
+    pair = value if isinstance(value, (list, tuple)) else (value, value)
+    try:
+        return Threshold(*pair)
+    except (TypeError, ConfigError):
+        raise ConfigError(f"threshold of site {name} must be one or two finite numbers, not {value!r}") from None

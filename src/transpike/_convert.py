@@ -18,7 +18,7 @@ from ._mark import insert_sites
 from ._model import SpikingModel
 from ._plan import plan
 from ._simulate import batch_axis_of_output
-from .errors import CalibrationError, CaptureError, ConfigError, PlanError
+from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
 from .measure import per_step
 from .recipes import Recipe, recipe_named
 from .zoo import check_finite
@@ -47,6 +47,12 @@ def convert(
     ConfigError, DataError; each names the module, site or tensor.
     """
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"recipe must be a name or a Recipe, not {type(recipe).__name__}")
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    if not isinstance(calibration, Iterable):
+        raise CalibrationError(f"calibration must be batches or thresholds, not {type(calibration).__name__}")
     if model.training:
         raise CaptureError("the model is in training mode; call model.eval() first")
     check_finite(model)

@@ -106,7 +106,7 @@ class _Names:
 def _layer_name(module: str, node: torch.fx.Node, kinds: tuple[SiteKind, SiteKind]) -> str:
     if kinds[0] in (SiteKind.LINEAR, SiteKind.CONV):
         return module or node.name
-    return f"{module}:{kinds[0]}*{kinds[1]}"
+    return f"{module or node.name}:{kinds[0]}*{kinds[1]}"
 
 
 def _site_name(module: str, node: torch.fx.Node, kind: SiteKind) -> str:

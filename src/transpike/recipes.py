@@ -28,6 +28,10 @@ class SiteChoice:
     range: RangeRule | None = None
     threshold: Threshold | None = None
 
+    def __post_init__(self) -> None:
+        if self.levels is not None and (not isinstance(self.levels, int) or not 1 <= self.levels <= 24):
+            raise ConfigError(f"levels must be a whole number from 1 to 24, not {self.levels!r}")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -153,7 +157,7 @@ def _build(table: Mapping[str, Any], data: Mapping[str, Any], what: str) -> Any:
 
 
 def round_up(value: float, bits: int | None) -> float:
-    """The smallest float with `bits` significant bits that is not below `value` (which keeps its sign)."""
+    """The float with `bits` significant bits of the smallest magnitude that is not below that of `value`; same sign."""
     if bits is None or value == 0:
         return value
     mantissa, exponent = math.frexp(abs(value))

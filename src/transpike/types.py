@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
+
+from .errors import ConfigError
 
 
 class Provenance(StrEnum):
@@ -103,6 +106,11 @@ class Threshold:
 
     positive: float
     negative: float
+
+    def __post_init__(self) -> None:
+        pair = (self.positive, self.negative)
+        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and isfinite(v) for v in pair):
+            raise ConfigError(f"a threshold must be two finite numbers, not {pair!r}")
 
     def to_json(self) -> list[float]:
         return [self.positive, self.negative]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
 from ..errors import TranspikeError
 from . import convert, demo, evaluate, inspect
 from .console import errors
+
+# The base of all complaints about arguments; typer brings its own copy of click in some versions.
+UsageError = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     help="Turn a pretrained model, unedited, into a spiking neural network without training, and measure it.",
@@ -46,12 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     except TranspikeError as error:
         errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         code = 2
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         code = error.exit_code
-    except click.ClickException as error:
+    except UsageError as error:
         error.show()
         code = 2
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         errors.print("interrupted")
         code = 130
     if arguments is None:

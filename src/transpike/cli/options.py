@@ -90,7 +90,7 @@ def preprocessing(
 
 def chosen_recipe(name: str, more: list[str] | None = None, **changes: Any) -> Recipe:
     """A recipe by name with the changes that were given, or one from a JSON file."""
-    given = {key: value for key, value in changes.items() if value not in (None, (), False)}
+    given = {key: value for key, value in changes.items() if not any(value is unset for unset in (None, (), False))}
     given |= key_values(more, "--set")
     if not name.endswith(".json"):
         return recipe_named(name, **given)

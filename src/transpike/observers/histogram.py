@@ -26,13 +26,18 @@ class Histogram:
     def update(self, values: torch.Tensor) -> bool:
         """Count a tensor. Returns False, and counts nothing, when it holds NaN or infinity."""
         flat = values.detach().flatten()
+        if not flat.numel():
+            return True
         low, high = (float(v) for v in torch.aminmax(flat))
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             return False
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         for part in flat.split(CHUNK):
             code = part.to(torch.float32).view(torch.int32).bitwise_right_shift(_SHIFT).bitwise_and_(2 * BINS - 1)
-            self.counts += torch.bincount(code, minlength=2 * BINS).cpu()
+            if code.is_cuda:
+                self.counts += torch.bincount(code, minlength=2 * BINS).cpu()
+            else:  # in place: several times faster than making a histogram and adding it
+                self.counts.index_add_(0, code, torch.ones(1, dtype=torch.int64).expand(code.numel()))
         return True
 
     def merge(self, other: Histogram) -> None:
@@ -48,7 +53,8 @@ class Histogram:
         """The smallest magnitude that `fraction` of all |x| do not exceed (the exact maximum for 1)."""
         if fraction >= 1:
             return max(self.maximum, -self.minimum)
-        return _middle(_rank(self.counts[:BINS] + self.counts[BINS:], fraction))
+        found = _middle(_rank(self.counts[:BINS] + self.counts[BINS:], fraction))
+        return min(found, max(self.maximum, -self.minimum))
 
     def quantile(self, fraction: float) -> float:
         """The signed quantile (the exact extremes for 0 and 1)."""
@@ -58,7 +64,8 @@ class Histogram:
             return self.minimum
         ascending = torch.cat([self.counts[BINS:].flip(0), self.counts[:BINS]])
         index = _rank(ascending, fraction)
-        return _middle(index - BINS) if index >= BINS else -_middle(BINS - 1 - index)
+        found = _middle(index - BINS) if index >= BINS else -_middle(BINS - 1 - index)
+        return max(self.minimum, min(found, self.maximum))
 
 
 def _rank(counts: torch.Tensor, fraction: float) -> int:

@@ -23,7 +23,7 @@ class Percentile:
     symmetric: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
+        if not isinstance(self.fraction, (int, float)) or not 0 < self.fraction <= 1:
             raise ConfigError(f"percentile must be in (0, 1], not {self.fraction!r} (0.99 means 99 %)")
 
     def threshold(self, histogram: Histogram) -> Threshold:
