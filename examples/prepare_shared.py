@@ -65,7 +65,7 @@ def encoder_weights(path: Path) -> dict[str, Tensor]:
 def as_npz(arrays: dict[str, np.ndarray]) -> bytes:
     """The bytes of a compressed .npz file with arrays x and y."""
     archive = io.BytesIO()
-    np.savez_compressed(archive, x=arrays["x"], y=arrays["y"])
+    np.savez_compressed(archive, **arrays)
     return archive.getvalue()
 
 
