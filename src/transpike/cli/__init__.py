@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -53,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         error.show()
         code = 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except (typer.Abort, KeyboardInterrupt):
         errors.print("interrupted")
         code = 130
