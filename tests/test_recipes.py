@@ -73,7 +73,9 @@ def test_round_trip_of_every_part(kind: Any, rule: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "arrived"), OPTIONS + [(name, *case) for name in RECIPES for case in SHARED], ids=str
+    ("name", "options", "arrived"),
+    OPTIONS + [(name, *case) for name in RECIPES for case in SHARED],
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_every_option_arrives_and_survives_json(name: str, options: dict[str, Any], arrived: Any) -> None:
     recipe = recipe_named(name, **options)
