@@ -401,3 +401,23 @@ def test_tally_arithmetic() -> None:
 def test_an_empty_tally_divides_by_nothing() -> None:
     assert Tally(2).spikes_per_neuron().tolist() == [0, 0]
     assert Tally(2).rates() == {}
+
+
+def test_a_model_that_mixes_its_samples_streams_and_counts() -> None:
+    """A value with its batch in two dimensions cannot be folded; counting must not need it."""
+
+    class Mixing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = torch.nn.Linear(5, 6), torch.nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.first(x)
+            return self.last(torch.softmax(hidden @ hidden.transpose(0, 1), -1) @ hidden)
+
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    snn = transpike.convert(Mixing().eval(), [x])
+    assert "two dimensions" in snn.unfoldable
+    run = snn.simulate(x, 3)
+    assert run.mode == "streaming" and run.spikes.spikes_per_neuron()[0] > 0

@@ -9,12 +9,14 @@ snn.save_pretrained("my-snn"); snn = transpike.load("my-snn")
 from ._calibrate import Calibration
 from ._capture import Captured, capture
 from ._convert import convert
+from ._diagnose import diagnose
 from ._evaluate import Evaluation, evaluate
 from ._load import load
 from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import Run, simulate
 from .errors import TranspikeError
+from .measure.fidelity import LayerView, SiteReport
 from .policy import Policy
 from .recipes import RECIPES, Recipe, SiteChoice
 from .types import Role, Site, SiteKind, Threshold
@@ -25,6 +27,7 @@ __all__ = [
     "Calibration",
     "Captured",
     "Evaluation",
+    "LayerView",
     "Plan",
     "Policy",
     "Recipe",
@@ -33,11 +36,13 @@ __all__ = [
     "Site",
     "SiteChoice",
     "SiteKind",
+    "SiteReport",
     "SpikingModel",
     "Threshold",
     "TranspikeError",
     "capture",
     "convert",
+    "diagnose",
     "evaluate",
     "load",
     "plan",

@@ -20,7 +20,7 @@ import torch.utils._pytree as pytree
 from ._normalise import locate_batch, module_path, normalise
 from .errors import CaptureError, DataError
 
-PRIMARY_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "start_logits", "image_embeds")
+PRIMARY_OUTPUTS = ("logits", "prediction_logits", "start_logits", "image_embeds", "last_hidden_state")
 
 
 @dataclass(frozen=True)

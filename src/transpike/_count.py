@@ -127,13 +127,16 @@ def _small(value: object, dtype: torch.dtype) -> object:
 
 
 def batch_axis(node: torch.fx.Node) -> int:
-    """Where a value has its batch; 0 for values of a model captured for one batch size."""
+    """Where a value has its batch. 0 where that is not known (a model captured for one batch size, a value with its
+    batch in two dimensions): such models only stream, one step at a time, and for one step any axis serves."""
     axis = node.meta.get("batch_axis")
-    return 0 if axis is None else axis
+    return 0 if axis is None or axis < 0 else axis
 
 
 def fold_back(value: torch.Tensor, axis: int) -> torch.Tensor:
     """[T, ..., B, ...] -> [..., T*B, ...]: time back into the batch axis, outermost."""
+    if value.shape[0] == 1:
+        return value[0]
     return value.movedim(0, axis).flatten(axis, axis + 1)
 
 

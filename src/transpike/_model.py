@@ -16,7 +16,7 @@ from ._execute import cut
 from ._plan import Plan
 from ._simulate import Run, simulate
 from .codecs import save
-from .energy import PaperAccount, paper_account
+from .energy import EnergySheet, PaperAccount, PriceTable, energy_sheet, paper_account
 from .measure import Tally
 from .neurons import Neuron
 from .recipes import Recipe
@@ -102,6 +102,10 @@ class SpikingModel:
     def energy(self, run: Run | Tally) -> PaperAccount:
         """Price a run (or a tally) with the paper's account; prints as a table."""
         return paper_account(run.spikes if isinstance(run, Run) else run, self.plan)
+
+    def energy_sheet(self, run: Run | Tally, prices: PriceTable | None = None) -> EnergySheet:
+        """Price a run (or a tally) with every account against every opponent; prints as tables."""
+        return energy_sheet(self, run.spikes if isinstance(run, Run) else run, prices)
 
     def save_pretrained(self, directory: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
         """Write the converted network to a folder: safetensors + JSON, no calibration data, no pickle."""

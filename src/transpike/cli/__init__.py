@@ -8,7 +8,7 @@ import sys
 import typer
 
 from ..errors import TranspikeError
-from . import convert, demo, evaluate, inspect
+from . import convert, demo, evaluate, inspect, layers
 from .console import errors
 
 # The base of all complaints about arguments; typer brings its own copy of click in some versions.
@@ -25,6 +25,7 @@ app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
+app.command("layers")(layers.layers)
 
 
 def _version(value: bool) -> None:
@@ -47,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, standalone_mode=False)
     except TranspikeError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        message = str(error).partition("\n")[0]  # torch.fx adds its own lines to what passes through it
+        errors.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
         code = 2
     except typer.Exit as error:
         code = error.exit_code

@@ -13,6 +13,7 @@ from .console import Failures, progress, remark, show
 
 if TYPE_CHECKING:
     from .._evaluate import Evaluation
+    from ..energy import PriceTable
     from ..pipeline import Ready
 
 
@@ -59,6 +60,10 @@ def evaluate(
     interpolation: options.Interpolation = None,
     max_length: options.MaxLength = None,
     spikes: Annotated[bool, typer.Option("--spikes", help="Also print spikes per site and step.")] = False,
+    sheet: Annotated[bool, typer.Option("--sheet", help="Also print the complete energy sheet.")] = False,
+    prices: Annotated[
+        str | None, typer.Option(help="Price table of the sheet: a built-in name or a .toml file.")
+    ] = None,
 ) -> None:
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
     from .. import pipeline
@@ -66,6 +71,9 @@ def evaluate(
 
     if steps < 1:
         raise ConfigError(f"--steps must be at least 1, not {steps}")
+    from ..energy import load_prices
+
+    table = None if prices is None else load_prices(prices)
     failures, started = Failures(), time.perf_counter()
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
     asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess)
@@ -102,12 +110,12 @@ def evaluate(
             progress=advance,
         )
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
-    _present(ready, result, seed, failures, seconds, json, report, spikes)
+    _present(ready, result, seed, failures, seconds, json, report, spikes, sheet, table)
 
 
 def _present(
     ready: Ready, result: Evaluation, seed: int, failures: Failures, seconds: dict[str, float],
-    json: str | None, report: str | None, spikes: bool,
+    json: str | None, report: str | None, spikes: bool, sheet: bool, prices: PriceTable | None,
 ) -> None:  # fmt: skip
     from pathlib import Path
 
@@ -116,12 +124,14 @@ def _present(
 
     document = reports.document(
         ready.network, result, command=sys.argv, source=ready.source, data=ready.part.record(),
-        calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds,
+        calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds, prices=prices,
     )  # fmt: skip
     show(reports.accuracy_table(result))
     if spikes:
         show(result.tally.table())
     show(result.energy.table())
+    if sheet:
+        show(ready.network.energy_sheet(result.tally, prices))
     if failures.items:
         remark(f"{len(failures.items)} samples could not be read and were skipped; the report names them")
     if json is not None:

@@ -84,7 +84,9 @@ def _einsum_pairs(
 
 
 def per_step(value: torch.Tensor, steps: int, axis: int) -> torch.Tensor:
-    """[..., T*B, ...] -> [T, ..., B, ...]: time out of the batch axis to the front."""
+    """[..., T*B, ...] -> [T, ..., B, ...]: time out of the batch axis to the front. One step needs no axis."""
+    if steps == 1:
+        return value.unsqueeze(0)
     return value.unflatten(axis, (steps, -1)).movedim(axis, 0)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from .._evaluate import Evaluation
 from .._model import SpikingModel
 from .._plan import Plan
+from ..energy import PriceTable
 from ..errors import ConfigError
 from ..measure import Agreement, Tally, interval
 from .machine import versions
@@ -31,11 +32,12 @@ def document(
     seed: int | None = None,
     failed: Sequence[Mapping[str, Any]] = (),
     seconds: Mapping[str, float] | None = None,
+    prices: PriceTable | None = None,
 ) -> dict[str, Any]:
     """The report as JSON values: shares in 0..1, drop in percentage points, lists by step (index 0 is t = 1).
 
     Arguments: source, data, calibration_data -- what names the weights and the samples; failed -- items that could not
-    be used, each with its error; seconds -- wall-clock time by stage.
+    be used, each with its error; seconds -- wall-clock time by stage; prices -- of the energy sheet.
     Returns: null for what was not measured and for what is not a finite number.
     Raises: ConfigError naming a value that JSON cannot hold.
     """
@@ -53,6 +55,7 @@ def document(
         "steps": score.steps,
         "mode": evaluation.mode,
         "energy": evaluation.energy.to_json(),
+        "energy_sheet": model.energy_sheet(tally, prices).to_json(),
         "sites": _sites(model, tally),
         "plan": _plan(model.plan),
         "recipe": model.recipe.to_json(),

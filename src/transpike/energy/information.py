@@ -1,0 +1,50 @@
+"""How much a neuron can have said after T steps, and the bit-width of an ANN that says as much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from math import ceil, log2
+
+GRID = 1 << 24  # levels further apart than this are not levels of one neuron
+
+
+def distinct_values(amplitudes: Sequence[float], steps: int) -> int:
+    """The number of distinct values of s(1) + ... + s(T), where each s(t) is 0 or one of the amplitudes.
+
+    Every such sum can occur: the input of a step can drive the neuron to any of its levels. Only the pattern of levels
+    counts: each sign is measured in its smallest level, so that a network is not credited with the mixtures that two
+    unequal thresholds make possible. One level of one sign: T + 1, as in Yan et al., arXiv 2409.08290. Both signs of
+    theta 2^k, k < n, at T = 1: 2n + 1.
+    """
+    return _count(tuple(sorted(_grid(amplitudes))), steps)
+
+
+def bits(amplitudes: Sequence[float], steps: int) -> int:
+    """ceil(log2(distinct values)), at least 1: the activation width of the ANN that carries the same information.
+
+    Source: the definition of Yan et al., arXiv 2409.08290 (ceil(log2(T + 1)) for one level), for any set of levels.
+    """
+    return max(1, ceil(log2(distinct_values(amplitudes, steps))))
+
+
+def _grid(amplitudes: Sequence[float]) -> set[int]:
+    found: set[int] = set()
+    for sign in (1, -1):
+        levels = [sign * a for a in amplitudes if sign * a > 0]
+        smallest = min(levels, default=0.0)
+        found.update(sign * min(round(level / smallest), GRID) for level in levels)
+    return found
+
+
+@cache
+def _count(levels: tuple[int, ...], steps: int) -> int:
+    """Sums as the bits of one integer: bit (value - least) is set when the value can be reached."""
+    least = min((*levels, 0))
+    reached, moves = 1, [0, *levels]
+    for _ in range(steps):
+        wider = 0
+        for move in moves:
+            wider |= reached << (move - least)
+        reached = wider
+    return reached.bit_count()
