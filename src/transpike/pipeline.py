@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 
 from . import zoo
+from ._capture import call_of
 from ._convert import convert
 from ._evaluate import Evaluation, evaluate
 from ._load import load
 from ._model import SpikingModel
 from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Preprocess, Samples, Subset, loader, open_data, split, take
-from .errors import DataError
+from .errors import DataError, ModelError
 from .recipes import Recipe
+from .zoo.source import reason
 
 Failure = Callable[[str, Exception], None]
 Progress = Callable[[int], None]
@@ -62,24 +66,52 @@ class DataChoice:
     max_length: int | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self, model: torch.nn.Module) -> Samples:
-        config = {**zoo.data_config(model), **self.preprocess}
+    def preparation(self, model: torch.nn.Module, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What makes model inputs of raw samples: what the model says, then the saved network, then the user."""
+        record = (saved or {}).get("calibration", {})
+        lengths = (self.max_length, record.get("max_length"), _tokens(model))
+        return {
+            "preprocess": {**zoo.data_config(model), **record.get("preprocess", {}), **self.preprocess},
+            "max_length": next((length for length in lengths if length is not None), None),
+        }
+
+    def open(self, model: torch.nn.Module, saved: Mapping[str, Any] | None = None) -> Samples:
+        """`saved`: the config of the saved network that `model` belongs to."""
+        known = self.preparation(model, saved)
         samples = open_data(
             self.spec,
-            preprocess=Preprocess.from_config(config) if config else None,
+            preprocess=Preprocess.from_config(known["preprocess"]) if known["preprocess"] else None,
             labels=self.labels,
             split=self.split,
-            tokenizer=_tokenizer(model) if self.spec.startswith("datasets:") else None,
-            max_length=self.max_length,
+            tokenizer=_tokenizer(model, saved) if self.spec.startswith("datasets:") else None,
+            max_length=known["max_length"],
         )
         if self.limit is None:
             return samples
         return take(samples, self.limit, seed=self.seed)
 
 
-def _tokenizer(model: torch.nn.Module) -> Any:
-    folder = getattr(model, "_transpike_folder", None)
-    return None if folder is None else zoo.tokenizer(f"hf:{folder}")
+def _tokenizer(model: torch.nn.Module, saved: Mapping[str, Any] | None) -> Any:
+    """That of the model's folder; a saved network knows the name of it."""
+    name = getattr(model, "_transpike_folder", None)
+    if name is not None:
+        return zoo.tokenizer(f"hf:{name}")
+    source = (saved or {}).get("source", {})
+    if source.get("kind") != "hf":
+        return None
+    try:
+        return zoo.tokenizer(f"hf:{source['name']}")
+    except ModelError as error:
+        raise DataError(
+            f"hf:{source['name']}, which has the tokenizer, is neither a folder here nor in the local cache; "
+            "say where it is: --model hf:FOLDER"
+        ) from error
+
+
+def _tokens(model: torch.nn.Module) -> int | None:
+    """The longest text a model takes, where that is less than what tokenizing pads to."""
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return most if isinstance(most, int) and 0 < most < 128 else None
 
 
 @dataclass(frozen=True)
@@ -117,9 +149,13 @@ def separate(
     One source serving both is split: every k-th sample, or `count` random ones, calibrate.
     """
     if calibration is not None and not _same(calibration.samples, data.samples):
-        return Part(take(calibration.samples, count, seed=seed), calibration.spec), data, ""
-    few = min(count, max(1, len(data.samples) // 2))
-    chosen, rest = split(data.samples, calibration=few, seed=seed, every=every)
+        others = calibration.samples
+        few = take(others, count, seed=seed) if every is None else split(others, every=every)[0]
+        return Part(few, calibration.spec), data, ""
+    if len(data.samples) < 2:
+        raise DataError(f"{data.spec} has 1 sample here, which cannot both calibrate and be evaluated; give more")
+    half = min(count, max(1, len(data.samples) // 2))
+    chosen, rest = split(data.samples, calibration=half, seed=seed, every=every)
     how = f"every {every}th sample" if every is not None else f"{len(chosen)} random samples (seed {seed})"
     remark = f"calibration and evaluation share {data.spec}: {how} calibrate, the other {len(rest)} are evaluated"
     return Part(chosen, data.spec), Part(rest, data.spec), remark
@@ -157,6 +193,29 @@ def inputs_of(part: Part, batch_size: int, on_failure: Failure | None) -> Iterat
     return (batch.inputs for batch in loader(part.samples, batch_size=batch_size, on_failure=on_failure))
 
 
+def try_model(model: torch.nn.Module, inputs: Any, *, where: str) -> None:
+    """Run the model once: what does not fit it shows here, before torch.export puts it in words of its own.
+
+    Raises: DataError with the shapes and the model's complaint.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+
+    def as_taken(leaf: torch.Tensor) -> torch.Tensor:
+        return leaf.to(like.device, like.dtype if leaf.is_floating_point() else leaf.dtype)
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, as_taken, call_of(inputs))
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:  # whatever a forward of theirs raises
+        shapes = " and ".join(dict.fromkeys(f"[{', '.join(map(str, leaf.shape))}]" for leaf in leaves))
+        raise DataError(
+            f"{type(model).__name__} does not run on {where} in batches of shape {shapes} ({reason(error)}); "
+            "check that data, preprocessing and model belong together"
+        ) from error
+
+
 def convert_on(
     model: torch.nn.Module,
     part: Part,
@@ -169,6 +228,9 @@ def convert_on(
 ) -> SpikingModel:
     """Convert with every sample of `part` for calibration."""
     batches = inputs_of(part, batch_size, on_failure)
+    first = next(batches)
+    try_model(model, first, where=part.spec)
+    batches = chain([first], batches)
     return convert(model, batches, recipe, batch_dim=batch_dim, max_samples=None, progress=progress)
 
 
@@ -201,13 +263,16 @@ class Ready:
 def ready_saved(target: str, model: ModelChoice | None, data: DataChoice) -> Ready:
     """A saved network, evaluated on what did not calibrate it. `model` builds the source where only its owner can."""
     network = load(target, model=None if model is None else model.load())
-    saved = read_config(Path(target))["calibration"]
-    part, remark = without_calibration(Part(data.open(network.source_module), data.spec), saved)
-    return Ready(network, part, {"saved": target, "model": None if model is None else model.spec}, saved, remark)
+    saved = read_config(Path(target))
+    whole = Part(data.open(network.source_module, saved), data.spec)
+    part, remark = without_calibration(whole, saved["calibration"])
+    source = {"saved": target, "model": None if model is None else model.spec}
+    return Ready(network, part, source, saved["calibration"], remark)
 
 
 def ready_fresh(
-    model: ModelChoice,
+    module: torch.nn.Module,
+    source: ModelChoice,
     recipe: Recipe,
     data: DataChoice,
     calibration: DataChoice | None,
@@ -219,15 +284,14 @@ def ready_fresh(
     on_failure: Failure | None,
     progress: Progress | None,
 ) -> Ready:
-    """A model converted on the spot, on calibration samples of its own or on a part of `data`."""
-    module = model.load()
+    """`module`, as `source` names it, converted on the spot, on samples of its own or on a part of `data`."""
     whole = Part(data.open(module), data.spec)
     other = None if calibration is None else Part(calibration.open(module), calibration.spec)
     few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
     network = convert_on(
         module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress
     )
-    return Ready(network, part, model.to_json(), few.record(), remark)
+    return Ready(network, part, source.to_json(), few.record(), remark)
 
 
 def is_saved(target: str) -> bool:
@@ -249,5 +313,6 @@ __all__ = [
     "ready_fresh",
     "ready_saved",
     "separate",
+    "try_model",
     "without_calibration",
 ]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from typing import Any
 
 import typer
 
 from ..errors import TranspikeError
 from . import convert, demo, evaluate, inspect, layers
-from .console import errors
+from .console import no_logs, remark
 
 # The base of all complaints about arguments; typer brings its own copy of click in some versions.
-UsageError = typer.BadParameter.__mro__[2]
+UsageError: Any = typer.BadParameter.__mro__[2]
+
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 app = typer.Typer(
     help="Turn a pretrained model, unedited, into a spiking neural network without training, and measure it.",
@@ -43,25 +47,60 @@ def common(
     """Turn a pretrained model, unedited, into a spiking neural network without training, and measure it."""
 
 
+def _refuse(message: str) -> int:
+    remark(f"error: {message.partition(chr(10))[0]}")  # torch.fx adds its own lines to what passes through it
+    return 2
+
+
+def _misused(error: Any) -> int:
+    where = error.ctx.command_path if getattr(error, "ctx", None) else "transpike"
+    message = error.format_message()
+    if "\n" in message:  # the help, shown when nothing was asked
+        remark(message)
+        return 2
+    return _refuse(f"{message[:1].lower()}{message[1:].rstrip('.')}; {where} --help explains the options")
+
+
+def _close_output() -> None:
+    """So that Python, leaving, does not try again to write what could not be written."""
+    with contextlib.suppress(OSError, ValueError):  # a stand-in, as in tests, is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is the cause, also where a library was caught half imported and stumbled over itself."""
+    while error is not None and not isinstance(error, (typer.Abort, KeyboardInterrupt)):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 2 wrong input or use (one sentence says what), 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with no_logs():
+            code = app(args=words, prog_name="transpike", standalone_mode=False, obj=["transpike", *words])
+            sys.stdout.flush()
     except TranspikeError as error:
-        message = str(error).partition("\n")[0]  # torch.fx adds its own lines to what passes through it
-        errors.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
-        code = 2
+        code = _refuse(str(error))
     except typer.Exit as error:
         code = error.exit_code
     except UsageError as error:
-        error.show()
-        code = 2
+        code = _misused(error)
+    except MemoryError as error:
+        code = _refuse(f"out of memory ({error}); lower --batch-size, or --steps")
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         code = 1
-    except (typer.Abort, KeyboardInterrupt):
-        errors.print("interrupted")
-        code = 130
+    except OSError as error:
+        code = _refuse(f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}")
+        _close_output()
+    except (typer.Abort, KeyboardInterrupt, Exception) as error:
+        if not _interrupted(error):
+            raise
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer may have made an exit of it
+        remark("interrupted")
     if arguments is None:
         sys.exit(code or 0)
     return int(code or 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 
 import rich.console
@@ -39,6 +40,17 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
+@contextlib.contextmanager
+def no_logs() -> Iterator[None]:
+    """Libraries log what they then raise, with tracebacks; the command line says it once, in a sentence."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 class Failures:
     """Samples that could not be read: said as they happen, kept for the report."""
 
@@ -46,5 +58,9 @@ class Failures:
         self.items: list[dict[str, str]] = []
 
     def __call__(self, item: str, error: Exception) -> None:
-        self.items.append({"item": item, "error": str(error)})
-        remark(f"skipped {item}: {error}")
+        text = str(error)
+        self.items.append({"item": item, "error": text})
+        remark(f"skipped: {text}" if text.startswith(item) else f"skipped {item}: {text}")
+
+    def count(self) -> str:
+        return "1 sample" if len(self.items) == 1 else f"{len(self.items)} samples"

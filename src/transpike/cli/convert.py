@@ -47,6 +47,7 @@ def convert(
     from ..data import take
     from ..pipeline import DataChoice, ModelChoice, Part, convert_on
 
+    options.check_folder("--out", out)
     chosen = options.chosen_recipe(
         recipe, set, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
         analog=tuple(analog or ()), allow_unknown=allow_unknown,
@@ -56,14 +57,16 @@ def convert(
     if source.random_weights:
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    everything = DataChoice(calibration, "none", split, None, seed, max_length, preprocess).open(module)
+    choice = DataChoice(calibration, "none", split, None, seed, max_length, preprocess)
+    everything = choice.open(module)
     few = split_samples(everything, every=every)[0] if every is not None else take(everything, samples, seed=seed)
     part, failures = Part(few, calibration), Failures()
     with progress("calibrating", len(few)) as advance:
         network = convert_on(
             module, part, chosen, batch_size=batch_size, batch_dim=batch_dim, on_failure=failures, progress=advance
         )
-    network.save_pretrained(out, extra={**part.record(), "seed": seed, "failed": failures.items})
+    known = choice.preparation(module)
+    network.save_pretrained(out, extra={**part.record(), **known, "seed": seed, "failed": failures.items})
     if not quiet:
         show(network.plan.site_table())
         show(network.plan.operator_table())

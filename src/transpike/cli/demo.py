@@ -11,6 +11,7 @@ from .console import output, progress, remark, show
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[
         str, typer.Option(help="Folder for the converted network, the report and the pictures.")
     ] = "transpike-demo",
@@ -18,7 +19,6 @@ def demo(
     recipe: options.RecipeName = "ecmt",
 ) -> None:
     """Convert a small Vision Transformer, evaluate held-out handwritten digits for T = 1..STEPS, write pictures."""
-    import sys
     from pathlib import Path
 
     from .. import pipeline
@@ -28,6 +28,7 @@ def demo(
 
     if steps < 1:
         raise ConfigError(f"--steps must be at least 1, not {steps}")
+    options.check_folder("--out", out)
     chosen = options.chosen_recipe(recipe)
     module = pipeline.ModelChoice("digits").load()
     few = pipeline.Part(take(pipeline.DataChoice("digits", split="train").open(module), 256), "digits")
@@ -42,7 +43,7 @@ def demo(
     document = reports.document(
         network,
         result,
-        command=sys.argv,
+        command=context.obj,
         source={"spec": "digits"},
         data=held_out.record(),
         calibration_data=few.record(),
@@ -53,4 +54,4 @@ def demo(
         remark(f"no pictures: {error}")
         written = reports.write_report(Path(out), document, result, pictures=False)
     for path in written:
-        output.print(f"wrote {path}", highlight=False, markup=False)
+        output.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,15 @@ if TYPE_CHECKING:
     from ..pipeline import Ready
 
 
+# What decides how a model becomes spiking: without effect on a network that already is.
+CONVERSION = (
+    "calibration", "recipe", "checkpoint", "pretrained", "levels", "percentile", "set", "first_layer", "head", "analog",
+    "allow_unknown", "samples", "every", "batch_dim",
+)  # fmt: skip
+
+
 def evaluate(
+    context: typer.Context,
     target: Annotated[
         str, typer.Argument(metavar="DIR_OR_MODEL", help="A folder written by convert, or a model as for convert.")
     ],
@@ -31,7 +38,7 @@ def evaluate(
         str | None, typer.Option(help="Calibration samples, when DIR_OR_MODEL is a model; by default a part of DATA.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="module:factory that builds the model of DIR, where only you can.")
+        str | None, typer.Option(help="Model of DIR, when only you can build it (module:factory) or its folder moved.")
     ] = None,
     recipe: options.RecipeName = "ecmt",
     checkpoint: options.Checkpoint = None,
@@ -67,10 +74,10 @@ def evaluate(
 ) -> None:
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
     from .. import pipeline
-    from ..errors import ConfigError
 
-    if steps < 1:
-        raise ConfigError(f"--steps must be at least 1, not {steps}")
+    _check(context, target, pipeline.is_saved(target), steps, mode)
+    options.check_file("--json", json)
+    options.check_folder("--report", report)
     from ..energy import load_prices
 
     table = None if prices is None else load_prices(prices)
@@ -86,6 +93,7 @@ def evaluate(
             analog=tuple(analog or ()), allow_unknown=allow_unknown,
         )  # fmt: skip
         choice = pipeline.ModelChoice(target, checkpoint, pretrained, options.key_values(option))
+        module = choice.load()
         if choice.random_weights:
             remark(f"{target} has random weights; pass --pretrained or --checkpoint for trained ones")
         other = None
@@ -93,8 +101,8 @@ def evaluate(
             other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
         with progress("calibrating", samples) as advance:
             ready = pipeline.ready_fresh(
-                choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size, batch_dim=batch_dim,
-                on_failure=failures, progress=advance,
+                module, choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size,
+                batch_dim=batch_dim, on_failure=failures, progress=advance,
             )  # fmt: skip
     if ready.remark:
         remark(ready.remark)
@@ -110,11 +118,28 @@ def evaluate(
             progress=advance,
         )
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
-    _present(ready, result, seed, failures, seconds, json, report, spikes, sheet, table)
+    _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table)
+
+
+def _check(context: typer.Context, target: str, saved: bool, steps: int, mode: str) -> None:
+    """Raise ConfigError for what would only show after a long run, or would silently have no effect."""
+    from .._simulate import MODES
+    from ..errors import ConfigError
+
+    if steps < 1:
+        raise ConfigError(f"--steps must be at least 1, not {steps}")
+    if mode not in MODES:
+        raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
+    with_model = bool(options.given(context, ("model",)))
+    idle = options.given(context, CONVERSION + (() if with_model else ("option",)) if saved else ("model",))
+    if idle and saved:
+        raise ConfigError(f"{target} is converted already, so {idle} cannot change it; leave that out, or convert anew")
+    if idle:
+        raise ConfigError(f"{target} is a model itself; leave {idle} out, or name a folder that convert wrote")
 
 
 def _present(
-    ready: Ready, result: Evaluation, seed: int, failures: Failures, seconds: dict[str, float],
+    ready: Ready, result: Evaluation, command: list[str], seed: int, failures: Failures, seconds: dict[str, float],
     json: str | None, report: str | None, spikes: bool, sheet: bool, prices: PriceTable | None,
 ) -> None:  # fmt: skip
     from pathlib import Path
@@ -123,7 +148,7 @@ def _present(
     from ..files import write_json
 
     document = reports.document(
-        ready.network, result, command=sys.argv, source=ready.source, data=ready.part.record(),
+        ready.network, result, command=command, source=ready.source, data=ready.part.record(),
         calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds, prices=prices,
     )  # fmt: skip
     show(reports.accuracy_table(result))
@@ -133,7 +158,7 @@ def _present(
     if sheet:
         show(ready.network.energy_sheet(result.tally, prices))
     if failures.items:
-        remark(f"{len(failures.items)} samples could not be read and were skipped; the report names them")
+        remark(f"{failures.count()} skipped as unreadable")
     if json is not None:
         remark(f"wrote {write_json(Path(json), document)}")
     if report is not None:

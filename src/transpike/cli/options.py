@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +15,10 @@ from ..files import read_json_file
 from ..recipes import RECIPES, Recipe, recipe_named
 
 Model = Annotated[
-    str, typer.Argument(help="timm:NAME, hf:NAME_OR_DIR, module:factory, or digits (the embedded example).")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="timm:NAME, hf:NAME_OR_DIR, module:factory, or digits (the embedded example)."
+    ),
 ]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights to load: a .safetensors file or a folder with one.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download pretrained weights (timm, Hugging Face Hub).")]
@@ -38,7 +44,7 @@ BatchSize = Annotated[int, typer.Option(help="Samples per batch.")]
 BatchDim = Annotated[int, typer.Option(help="Dimension of the inputs that is the batch.")]
 Seed = Annotated[int, typer.Option(help="Seed for drawing samples.")]
 Samples = Annotated[int, typer.Option("--samples", help="Calibration samples at most.")]
-Every = Annotated[int | None, typer.Option(help="When one source serves both: every K-th sample calibrates.")]
+Every = Annotated[int | None, typer.Option(help="Calibrate on every K-th sample, instead of --samples random ones.")]
 Labels = Annotated[str, typer.Option(help="Labels of image folders: auto, prefix (NNN_name.jpg), or none.")]
 Split = Annotated[str, typer.Option(help="Split of data that has several.")]
 Limit = Annotated[int | None, typer.Option(help="Use a random subset of this many samples.")]
@@ -47,7 +53,9 @@ Mean = Annotated[str | None, typer.Option(help="Preprocessing: mean per channel,
 Std = Annotated[str | None, typer.Option(help="Preprocessing: standard deviation per channel, comma-separated.")]
 CropPct = Annotated[float | None, typer.Option(help="Preprocessing: share of the resized image that the crop keeps.")]
 Interpolation = Annotated[str | None, typer.Option(help="Preprocessing: nearest, bilinear, bicubic, ...")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens per text.")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Tokens per text; by default what the model takes, and at most 128.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No tables.")]
 
 
@@ -70,9 +78,12 @@ def numbers(text: str | None, kind: type = float) -> tuple[Any, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(kind(part) for part in text.replace("x", ",").split(","))
+        found = tuple(kind(part) for part in text.replace("x", ",").split(","))
     except ValueError:
-        raise ConfigError(f"expected numbers separated by commas, not {text!r}") from None
+        found = ()
+    if not found or not all(map(math.isfinite, found)):
+        raise ConfigError(f"expected numbers separated by commas, not {text!r}")
+    return found
 
 
 def preprocessing(
@@ -96,4 +107,36 @@ def chosen_recipe(name: str, more: list[str] | None = None, **changes: Any) -> R
         return recipe_named(name, **given)
     if given:
         raise ConfigError(f"a recipe file decides everything; drop {', '.join(sorted(given))} or edit {name}")
-    return Recipe.from_json(read_json_file(name))
+    try:
+        return Recipe.from_json(read_json_file(name))
+    except ConfigError as error:
+        raise error if name in str(error) else ConfigError(f"{name}: {error}") from error
+
+
+def given(context: typer.Context, names: Iterable[str]) -> str:
+    """Those of the options that were written on the command line: "--levels, --first-layer"."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    written = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in written)
+
+
+def check_file(option: str, text: str | None) -> None:
+    """Before the work begins: raises ConfigError where its results could not be written to this file."""
+    if text is not None and (not text or Path(text).is_dir()):
+        raise ConfigError(f"cannot write {option} {text!r}: it is a folder; name a file")
+    _check_above(option, text)
+
+
+def check_folder(option: str, text: str | None) -> None:
+    """Before the work begins: raises ConfigError where its results could not be written into this folder."""
+    if text is not None and (not text or (Path(text).exists() and not Path(text).is_dir())):
+        raise ConfigError(f"cannot write {option} {text!r}: {'it is a file' if text else 'no name'}; name a folder")
+    _check_above(option, text)
+
+
+def _check_above(option: str, text: str | None) -> None:
+    if text is None:
+        return
+    above = next(parent for parent in Path(text).absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ConfigError(f"cannot write {option} {text!r}: {above.name} is a file; name another folder")

@@ -106,6 +106,8 @@ def _reader(x: np.ndarray, preprocess: Preprocess | None, *, path: Path) -> Call
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
+    if path.is_file() and not zipfile.is_zipfile(path):  # numpy would speak of pickles
+        raise DataError(f"{path} is not a complete .npz archive; save it again with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}

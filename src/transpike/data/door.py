@@ -41,6 +41,8 @@ def open_data(
         name = spec.removeprefix("datasets:")
         return open_hub(name, preprocess=preprocess, split=split, tokenizer=tokenizer, max_length=max_length)
     path = Path(spec)
+    if not str(spec):
+        raise DataError(f"the data have no name; name {KNOWN}")
     if not path.exists():
         raise DataError(f"{path} does not exist; name {KNOWN}")
     if path.is_dir():

@@ -98,6 +98,8 @@ def open_hub(spec: str, *, preprocess: Preprocess | None, split: str, tokenizer:
         raise DataError(f"data set {where} is text ({', '.join(columns)}) and needs a tokenizer; pass tokenizer=")
     if getattr(tokenizer, "pad_token", "unknown") is None:
         raise DataError("the tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token")
+    if max_length is not None and max_length < 1:
+        raise DataError(f"texts of {max_length} tokens hold nothing; give a max_length of at least 1")
     return Table(name, classes, rows, columns, label, None, tokenizer, max_length or 128)
 
 

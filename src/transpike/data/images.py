@@ -69,7 +69,9 @@ def decode(content: bytes, *, item: str) -> Image:
         image = pil.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP", "WEBP"))
         image.load()
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ... on broken files
-        raise DataError(f"{item} cannot be decoded as an image ({error}); replace or remove it") from error
+        unknown = isinstance(error, pil.UnidentifiedImageError)  # whose text has an address in memory
+        why = "no JPEG, PNG, BMP or WebP" if unknown else str(error)
+        raise DataError(f"{item} cannot be decoded as an image ({why}); replace or remove it") from error
     return image
 
 

@@ -89,5 +89,7 @@ def take(samples: Samples, n: int, *, seed: int = 0) -> Subset:
 
 
 def _draw(total: int, count: int, *, seed: int) -> list[int]:
+    if not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"seed {seed} does not fit 64 bits; choose a smaller one")
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return sorted(order[:count].tolist())

@@ -60,9 +60,11 @@ def find_folder(name: str, *, pretrained: bool = False, weights: bool = False) -
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not pretrained))
     except Exception as error:  # the network, the disk, a name that is none
-        where = "could be downloaded" if pretrained else "is a folder here or in the local cache"
-        advice = "check the name and the connection" if pretrained else "give a folder, or allow a download: pretrained"
-        raise ModelError(f"no Hugging Face model {name!r} {where} ({reason(error)}); {advice}") from error
+        if pretrained:
+            why = f"could be downloaded ({reason(error)}); check the name and the connection"
+        else:  # the hub's own words advise an argument of its own
+            why = "is a folder here or in the local cache; give a folder, or allow a download: --pretrained"
+        raise ModelError(f"no Hugging Face model {name!r} {why}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
