@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,50 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
 
     Raises ConfigError when the disk is full, or the folder cannot be written; what was at `path` before is then intact.
     """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    write_together({path: write})
     return path
 
 
+def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
+    """Let every writer, in order, fill a temporary file beside its path; only when all are whole, put them in place.
+
+    Raises ConfigError when the disk is full, or a folder cannot be written; what was there before is then intact.
+    """
+    temporaries: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, write in writers.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+            os.close(handle)
+            temporaries[path] = Path(name)
+            write(temporaries[path])
+            with open(temporaries[path], "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporaries[path], 0o666 & ~_umask())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, data: Any) -> Path:
-    """One JSON object, indented, with a newline at its end."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_atomically(path, lambda temporary: _write_text(temporary, text))
+    """One JSON object, indented, with a newline at its end. Raises ConfigError for what JSON cannot hold, as NaN."""
+    return write_atomically(path, lambda temporary: put_json(temporary, data, called=path))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def put_json(temporary: Path, data: Any, *, called: Path) -> None:
+    """What `write_json` puts into its temporary file; errors speak of the file it will be `called`."""
+    try:
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{called} cannot hold a value that is not JSON: {error}; nothing was written") from error
+    temporary.write_text(text, encoding="utf-8")
 
 
 def _umask() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch.utils._pytree as pytree
 
 from .._capture import Structure
 from ..errors import ConfigError
+from ..zoo.source import reason
 
 
 class _Slot(int):
@@ -28,35 +31,48 @@ def call_to_json(structure: Structure) -> dict[str, Any]:
 def _encode(value: Any) -> Any:
     if isinstance(value, _Slot):
         return {"tensor": int(value)}
-    if isinstance(value, (list, tuple)):
-        return {"list": [_encode(item) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": {str(key): _encode(item) for key, item in value.items()}}
-    if isinstance(value, (bool, int, float, str, type(None))):
+    if type(value) in (list, tuple):  # exactly: a named tuple would come back as another type
+        return {type(value).__name__: [_encode(item) for item in value]}
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _encode(item) for key, item in value.items()}}
+    if _is_plain(value):
         return {"value": value}
-    raise ConfigError(f"an argument of type {type(value).__name__} cannot be saved; fix it in the model instead")
+    what = repr(value) if isinstance(value, float) else f"of type {type(value).__name__}"
+    raise ConfigError(f"an argument {what} cannot be saved; fix it in the model instead")
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def call_from_json(
     call: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], batch_dim: int, batch_size: int | None
 ) -> tuple[Structure, list[torch.Tensor]]:
-    """The structure of a call and example tensors of the saved shapes (only their shapes matter)."""
+    """The structure of a call and example tensors of the saved shapes (only their shapes matter).
+
+    Raises ConfigError when they do not make a call.
+    """
     try:
-        leaves = [_example(entry, batch_size) for entry in inputs]
+        leaves = _examples(inputs, batch_size)
         args = tuple(_decode(value, leaves) for value in call["args"])
         kwargs = {name: _decode(value, leaves) for name, value in call["kwargs"].items()}
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ConfigError(
-            f"the saved signature is damaged ({type(error).__name__}: {error}); save the network again"
-        ) from error
-    flat, spec = pytree.tree_flatten((args, kwargs))
-    tensors = tuple(i for i, leaf in enumerate(flat) if isinstance(leaf, torch.Tensor))
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        tensors = tuple(i for i, leaf in enumerate(flat) if isinstance(leaf, torch.Tensor))
+        if [id(flat[i]) for i in tensors] != [id(leaf) for leaf in leaves]:
+            raise ValueError("call does not take every tensor of inputs once, in order")
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"the saved signature is damaged ({reason(error)}); save the network again") from error
     return Structure(spec, tuple(None if i in tensors else leaf for i, leaf in enumerate(flat)), tensors), leaves
 
 
-def _example(entry: Mapping[str, Any], batch_size: int | None) -> torch.Tensor:
-    shape = [(batch_size or 2) if size is None else int(size) for size in entry["shape"]]
-    return torch.zeros(shape, dtype=getattr(torch, entry["dtype"]))
+def _examples(inputs: Sequence[Mapping[str, Any]], batch_size: int | None) -> list[torch.Tensor]:
+    # Capturing finds the batch by its size, so a free one must not look like any other dimension.
+    taken = {size for entry in inputs for size in entry["shape"]}
+    batch = batch_size or next(size for size in itertools.count(2) if size not in taken)
+    shapes = [[batch if size is None else size for size in entry["shape"]] for entry in inputs]
+    return [
+        torch.zeros(shape, dtype=getattr(torch, entry["dtype"])) for shape, entry in zip(shapes, inputs, strict=True)
+    ]
 
 
 def _decode(value: Mapping[str, Any], leaves: list[torch.Tensor]) -> Any:
@@ -64,6 +80,10 @@ def _decode(value: Mapping[str, Any], leaves: list[torch.Tensor]) -> Any:
         return leaves[value["tensor"]]
     if "list" in value:
         return [_decode(item, leaves) for item in value["list"]]
+    if "tuple" in value:
+        return tuple(_decode(item, leaves) for item in value["tuple"])
     if "dict" in value:
         return {key: _decode(item, leaves) for key, item in value["dict"].items()}
+    if not _is_plain(value["value"]):
+        raise ValueError(f"{value['value']!r} is no plain value")
     return value["value"]

@@ -1,0 +1,80 @@
+"""How far a NIR graph, run as written, is from the network it was written from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.fx
+
+from .._execute import run_body, run_prefix
+from ..errors import ConfigError
+from ..table import Table
+from .nir_graph import facts
+from .nir_run import run_nir
+
+if TYPE_CHECKING:
+    import nir
+
+    from .._model import SpikingModel
+
+
+@dataclass(frozen=True)
+class Drift:
+    """After each step: `outputs`, the largest absolute difference of the network's output, whose largest size is
+    `scale`; `spikes`, of `neurons`, how many emitted something else, beside `emitted`, how many spiked."""
+
+    outputs: tuple[float, ...]
+    scale: float
+    spikes: tuple[int, ...]
+    emitted: tuple[int, ...]
+    neurons: int
+
+    def table(self) -> Table:
+        rows = tuple(
+            (str(t), f"{difference:.3g}", f"{wrong:,}", f"{spikes:,}")
+            for t, (difference, wrong, spikes) in enumerate(
+                zip(self.outputs, self.spikes, self.emitted, strict=True), 1
+            )
+        )
+        note = f"largest output {self.scale:.4g}; {self.neurons:,} neurons, all samples together"
+        columns = ("t", "max |output difference|", "spikes that differ", "spikes")
+        return Table("Drift of the NIR graph", columns, rows, (note,))
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich__(self) -> Any:
+        return self.table().__rich__()
+
+
+@torch.no_grad()
+def drift(model: SpikingModel, graph: nir.NIRGraph, inputs: Any, *, steps: int) -> Drift:
+    """Run the network and the graph side by side on one batch. Raises ConfigError for steps < 1."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    known, leaves = facts(graph), model.prepare(inputs)
+    crossing = run_prefix(model.program, leaves)
+    state: dict[str, torch.Tensor] = {}
+    emitted: dict[str, torch.Tensor] = {}
+    outputs, wrong, spikes, scale = [], [], [], 0.0
+    total: Any = 0.0
+    for t, given in enumerate(run_nir(graph, leaves[0].cpu(), steps=steps), 1):
+
+        def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+            site = str(marker.args[1])
+            rule, threshold = model.neurons[site], model.thresholds[site]
+            state[site], out, emitted[site] = rule.step(state.get(site), t, value, threshold)  # noqa: B023
+            return out
+
+        own = run_body(model.program, crossing, fire).cpu()
+        total = total + given["output"]
+        carried = total / t if known["code"] == "rate" else total
+        outputs.append(float((own - carried).abs().max()))
+        scale = max(scale, float(own.abs().max()))
+        pairs = [(given[f"{node}/output"], emitted[site].cpu()) for node, site in known["sites"].items()]
+        wrong.append(sum(int((a != b).sum()) for a, b in pairs))
+        spikes.append(sum(int((b != 0).sum()) for _, b in pairs))
+    neurons = sum(value.numel() for value in emitted.values())
+    return Drift(tuple(outputs), scale, tuple(wrong), tuple(spikes), neurons)
