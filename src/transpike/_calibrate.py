@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.fx
 
 from . import ops
+from ._allocate import allocate, candidates
 from ._capture import Captured
 from ._plan import Plan
+from ._sensitivity import fisher_information
 from .errors import CalibrationError, ConfigError
-from .observers import Histogram
+from .observers import Balanced, Histogram
 from .recipes import Recipe, round_up
-from .types import Threshold
+from .types import Site, Threshold
 
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds by site name, and how many samples they come from (0: they were given)."""
+    """Thresholds by site name, and how many samples they come from (0: they were given); levels by site name where the
+    rule decides them, too."""
 
     thresholds: Mapping[str, Threshold]
     samples: int
+    levels: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {"samples": self.samples, "thresholds": {name: t.to_json() for name, t in self.thresholds.items()}}
@@ -68,6 +72,8 @@ def calibrate(
     if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
         raise ConfigError(f"max_samples must be None or a whole number of at least 1, not {max_samples!r}")
     choices = {site.name: recipe.choice(site) for site in plan.sites}
+    together = [site for site in plan.sites if _together(choices[site.name])]
+    kept: list[tuple[tuple[torch.Tensor, ...], int]] = []  # what a second pass needs: inputs, not activations
     histograms = {name: Histogram() for name, choice in choices.items() if choice.threshold is None}
     observing = Observing(marked, histograms)
     samples = 0
@@ -77,6 +83,8 @@ def calibrate(
             leaves = _cut(captured, captured.flatten(batch), max_samples, samples)
             observing.run(*(leaf.to(device) for leaf in leaves))
             samples += batch_size(captured, leaves)
+            if together:
+                kept.append((tuple(leaf.to(device) for leaf in leaves), batch_size(captured, leaves)))
             if progress is not None:
                 progress(samples)
             if max_samples is not None and samples >= max_samples:
@@ -91,7 +99,35 @@ def calibrate(
     thresholds = {
         name: choice.threshold or _measured(choice, histograms[name], recipe) for name, choice in choices.items()
     }
-    return Calibration(thresholds, samples)
+    if not together:
+        return Calibration(thresholds, samples)
+    found, levels = _balanced(marked, plan, recipe, together, histograms, kept)
+    return Calibration(thresholds | found, samples, levels)
+
+
+def _together(choice: Any) -> bool:
+    return choice.threshold is None and isinstance(choice.range, Balanced)
+
+
+def _balanced(
+    marked: torch.fx.GraphModule,
+    plan: Plan,
+    recipe: Recipe,
+    sites: list[Site],
+    histograms: Mapping[str, Histogram],
+    kept: list[tuple[tuple[torch.Tensor, ...], int]],
+) -> tuple[dict[str, Threshold], dict[str, int]]:
+    """Thresholds and levels of the sites whose rule is `Balanced`. One on which no prediction depends keeps its range."""
+    nodes = {layer.name: layer.node for layer in plan.layers}
+    readers = {site.name: tuple(nodes[layer] for layer, _ in site.reads) for site in plan.sites}
+    sensitivities = fisher_information(marked, readers, kept)
+    heard = [s for s in sites if sensitivities[s.name].information > 0 and histograms[s.name].peak > 0]
+    if not heard:
+        raise CalibrationError("the prediction depends on no site, so thresholds cannot be balanced; use another rule")
+    options = {s.name: candidates(recipe.neuron_for(s), histograms[s.name], recipe) for s in heard}
+    picks = allocate(recipe.range, options, sensitivities, sum(samples for _, samples in kept))  # type: ignore[arg-type]
+    thresholds = {name: options[name].thresholds[j] for name, j in picks.items()}
+    return thresholds, {name: options[name].levels[j] for name, j in picks.items()}
 
 
 def _measured(choice: Any, histogram: Histogram, recipe: Recipe) -> Threshold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -75,6 +76,8 @@ def convert(
         found = given(decided, thresholds)
     else:
         found = calibrate(captured, marked, decided, recipe, calibration, max_samples=max_samples, progress=progress)
+    if found.levels:
+        recipe = replace(recipe, site_levels={**recipe.site_levels, **found.levels})
     return assemble(model, captured, marked, decided, recipe, found, example)
 
 

@@ -18,26 +18,32 @@ from .types import Layer, Role
 class Counter:
     """Fills a tally from the masks of who fired (and, for products, whose sum of spikes is not zero after the step).
 
-    A mask follows its tensor from the site through the rearrangements to each reader; there a weight layer counts
+    Masks hold how often a neuron fired in a step: bool where that is once at most, else uint8. A mask follows its tensor from the site through the rearrangements to each reader; there a weight layer counts
     spikes x fan-out, and a product counts the three terms of its compensation,
 
         spike x spike + spike x accumulated + accumulated x spike,
 
-    by row and column counts. A weight layer that stays analog behind a neuron counts its non-zero inputs at every step,
+    by row and column counts; with `terms` 2, spike x new sum + old sum x spike, which is the same in one term less. A
+    weight layer that stays analog behind a neuron counts its non-zero inputs at every step,
     as the published monitor does for the head; the sums include the step itself, as there, so the first step counts
     its pairs three times. `folded` is how many steps one run of the body carries in its batch.
     """
 
-    def __init__(self, program: Program, tally: Tally, layers: Mapping[str, Layer], folded: int) -> None:
+    def __init__(
+        self, program: Program, tally: Tally, layers: Mapping[str, Layer], folded: int, terms: int = 3
+    ) -> None:
         self.program = program
         self.tally = tally
         self.layers = layers  # by node name in the marked graph
         self.folded = folded
+        self.terms = terms
         self.samples = tally.samples
         self.step = 0
         self.spikes: dict[str, np.ndarray] = {}
         self.sizes: dict[str, int] = {}
-        self.masks: dict[torch.fx.Node, tuple[torch.Tensor, torch.Tensor]] = {}
+        # By node: spikes in the step, and whose sum is not zero after it, before it.
+        self.masks: dict[torch.fx.Node, tuple[torch.Tensor, ...]] = {}
+        self.spoken: dict[torch.fx.Node, torch.Tensor] = {}
         self.reach: dict[tuple[str, torch.Size], torch.Tensor] = {}
 
     def fired(self, marker: torch.fx.Node, fired: torch.Tensor, spoken: torch.Tensor) -> None:
@@ -48,7 +54,12 @@ class Counter:
         self.spikes[site], self.sizes[site] = counts, fired.numel()
         self.tally.add_spikes(site, self.step, counts, neurons)
         axis = batch_axis(marker)
-        self.masks[marker] = (fold_back(fired, axis), fold_back(spoken, axis))
+        masks = [fired, spoken]
+        if self.terms == 2:
+            last = self.spoken.get(marker, torch.zeros_like(spoken[:1]))
+            masks.append(torch.cat([last, spoken[:-1]]))
+            self.spoken[marker] = spoken[-1:]
+        self.masks[marker] = tuple(fold_back(mask, axis) for mask in masks)
 
     def after(self, node: torch.fx.Node, values: Values) -> None:
         layer = self.layers.get(node.name)
@@ -109,13 +120,16 @@ class Counter:
 
     def _product(self, node: torch.fx.Node, nodes: tuple[torch.fx.Node, torch.fx.Node]) -> torch.Tensor:
         axes = (batch_axis(nodes[0]), batch_axis(nodes[1]))
-        (left, left_sum), (right, right_sum) = (self.masks[operand] for operand in nodes)
-        pairs = ((left, right), (left, right_sum), (left_sum, right))
+        left, right = (self.masks[operand] for operand in nodes)
+        pairs = [(left[0], right[1])]  # with the sum after the step
+        pairs += [(left[2], right[0])] if self.terms == 2 else [(left[1], right[0]), (left[0], right[0])]
         return sum(product_operations(node, a, b, self.folded, axes) for a, b in pairs)  # type: ignore[return-value]
 
 
 def count_true(mask: torch.Tensor) -> np.ndarray:
-    """True elements per step of a bool mask [T, ...]. numpy counts bools ten times faster than torch sums them."""
+    """Spikes per step of a mask [T, ...]. numpy counts bools ten times faster than torch sums them."""
+    if mask.dtype != torch.bool:
+        return mask.flatten(1).sum(1, dtype=torch.int64).cpu().numpy()
     if mask.device.type != "cpu":
         return mask.flatten(1).sum(1).cpu().numpy()
     return np.array([np.count_nonzero(step.numpy()) for step in mask], dtype=np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from math import isfinite
 from typing import Any
 
@@ -16,7 +17,7 @@ from .energy import load_prices
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
 from .measure.fidelity import LayerView, SiteReport, SiteSums
-from .neurons import Neuron
+from .neurons import Neuron, advance, spikes_in
 from .types import Threshold
 
 
@@ -51,7 +52,7 @@ def _watch(model: SpikingModel, leaves: tuple[torch.Tensor, ...], sums: Mapping[
     """One batch: once with identity neurons, then step by step with the neurons; returns its counts."""
     crossing = run_prefix(model.program, leaves)
     tally = Tally(steps, samples=model.samples_in(leaves))
-    counter = Counter(model.program, tally, model.layers_by_node, 1)
+    counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms)
     largest = {name: largest_levels(model.neurons[name], model.thresholds[name]) for name in sums}
     state: dict[str, torch.Tensor] = {}
 
@@ -63,12 +64,12 @@ def _watch(model: SpikingModel, leaves: tuple[torch.Tensor, ...], sums: Mapping[
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site, t = str(marker.args[1]), counter.step
-        after, out, emitted = model.neurons[site].step(state.get(site), t + 1, value, model.thresholds[site])
+        after, out, trains = advance(model.neurons[site], state.get(site), t + 1, value, model.thresholds[site])
         state[site] = after
-        sums[site].step(t, value, out, _is_any(emitted, largest[site]))
+        sums[site].step(t, value, out, _is_any(trains, largest[site]))
         _require_finite(site, float(sums[site].drive[t]))
-        fired = emitted != 0
-        neurons = _any_sample(fired, marker.meta.get("batch_axis"), tally.samples)
+        fired = spikes_in(trains)
+        neurons = _any_sample(fired != 0, marker.meta.get("batch_axis"), tally.samples)
         if neurons is not None:
             sums[site].fired(neurons)
         axis = batch_axis(marker)
@@ -94,9 +95,10 @@ def largest_levels(neuron: Neuron, threshold: Threshold) -> tuple[float, ...]:
     return tuple(max(ladder, key=abs) for ladder in ladders if ladder)
 
 
-def _is_any(emitted: torch.Tensor, levels: tuple[float, ...]) -> torch.Tensor:
-    found = torch.zeros_like(emitted, dtype=torch.bool)
-    for level in levels:  # the next level is half as large: the tolerance only absorbs the rounding of `level` itself
+def _is_any(trains: list[torch.Tensor], levels: tuple[float, ...]) -> torch.Tensor:
+    found = torch.zeros_like(trains[0], dtype=torch.bool)
+    for emitted, level in product(trains, levels):
+        # The next level is half as large: the tolerance only absorbs the rounding of `level` itself.
         found |= (emitted - level).abs_() <= 1e-5 * abs(level)
     return found
 

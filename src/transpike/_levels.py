@@ -12,6 +12,7 @@ import torch.fx
 
 from ._execute import run_body, run_prefix
 from .errors import ConfigError
+from .neurons import advance
 from .table import Table, shorten
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def count_levels(model: SpikingModel, inputs: Any, *, steps: int) -> LevelCounts
 
     def fire(t: int, marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
-        state[site], out, emitted = model.neurons[site].step(state.get(site), t, value, model.thresholds[site])
-        found.counts[site][t - 1] = _histogram(emitted, found.amplitudes[site])
+        state[site], out, trains = advance(model.neurons[site], state.get(site), t, value, model.thresholds[site])
+        found.counts[site][t - 1] = sum(_histogram(emitted, found.amplitudes[site]) for emitted in trains)
         return out
 
     for t in range(1, steps + 1):

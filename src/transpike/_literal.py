@@ -10,7 +10,7 @@ compensation modules keep explicit sums. It proves that the fast simulator simul
 
 With w(t) of the code, a compensated nonlinearity emits w(t) F(S(t)/w(t)) - w(t-1) F(S(t-1)/w(t-1)), and a product of
 two spiking signals emits P(t)/w(t) - P(t-1)/w(t-1), P(t) = P(t-1) + a b + a B(t-1) + A(t-1) b, with A, B the sums of
-its operands' spikes. Source: arXiv 2502.21193 (rate); arXiv 2503.00301 in running-estimate form (sum).
+its operands' spikes; with `product_terms` 2, P(t) = P(t-1) + a B(t) + A(t-1) b, which is the same with one term less. Source: arXiv 2502.21193 (rate); arXiv 2503.00301 in running-estimate form (sum).
 """
 
 from __future__ import annotations
@@ -118,11 +118,15 @@ class Literal:
         site = str(node.args[1])
         neuron, threshold = self.model.neurons[site], self.model.thresholds[site]
         membrane = state.membranes.get(site, torch.zeros_like(drive)) + drive
-        spikes = to_channels(neuron, threshold, neuron.quantise(membrane, threshold))
-        state.membranes[site] = membrane - spikes.value
+        firings = []
+        for _ in range(neuron.pulses):
+            firings.append(to_channels(neuron, threshold, neuron.quantise(membrane, threshold)))
+            membrane = membrane - firings[-1].value
+            if self.check and int(firings[-1].channels.sum(0).max()) > 1:
+                raise BrokenPromise(f"site {site}: two channels of one neuron fired at once in step {state.t}")
+        state.membranes[site] = membrane
+        spikes = _together(firings)
         fired = spikes.channels.sum(0)
-        if self.check and int(fired.max()) > 1:
-            raise BrokenPromise(f"site {site}: two channels of one neuron fired in step {state.t}")
         neurons = fired.numel() // max(tally.samples, 1)
         tally.add_spikes(site, row, fired.sum().reshape(1).cpu().numpy(), neurons)
         return spikes
@@ -213,7 +217,7 @@ class Literal:
         return result
 
     def _product(self, node: torch.fx.Node, values: Values, state: State, t: int) -> torch.Tensor:
-        """Three accumulate terms per step: spike x spike, spike x sum, sum x spike."""
+        """Accumulate terms per step: spike x spike, spike x sum, sum x spike; or spike x new sum, sum x spike."""
         left, right = ops.factors(node)  # type: ignore[misc]
         a, b = values[left].value, values[right].value
         total_a, total_b = state.sums.get(node.name) or (torch.zeros_like(a), torch.zeros_like(b))
@@ -221,7 +225,10 @@ class Literal:
         def times(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return _replaced(node, {left: x, right: y}) if left is not right else _replaced(node, {left: x})
 
-        fresh = times(a, b) + times(a, total_b) + times(total_a, b)
+        if self.model.recipe.product_terms == 2:
+            fresh = times(a, total_b + b) + times(total_a, b)
+        else:
+            fresh = times(a, b) + times(a, total_b) + times(total_a, b)
         before = state.products.get(node.name)
         product = fresh if before is None else before + fresh
         state.sums[node.name], state.products[node.name] = (total_a + a, total_b + b), product
@@ -244,6 +251,14 @@ def to_channels(neuron: Neuron, threshold: Threshold, emitted: torch.Tensor) -> 
     if not torch.equal(channels.any(0), emitted != 0):
         raise BrokenPromise("a neuron emitted an amplitude that is none of its levels")
     return Spikes(channels, amplitudes, emitted.dtype)
+
+
+def _together(firings: list[Spikes]) -> Spikes:
+    """Several firings of one step: a channel each for every level and sign of every firing."""
+    if len(firings) == 1:
+        return firings[0]
+    amplitudes = tuple(worth for firing in firings for worth in firing.amplitudes)
+    return Spikes(torch.cat([firing.channels for firing in firings]), amplitudes, firings[0].dtype)
 
 
 def _replaced(node: torch.fx.Node, values: Values) -> torch.Tensor:

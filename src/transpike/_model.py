@@ -87,9 +87,16 @@ class SpikingModel:
     def samples_in(self, leaves: tuple[torch.Tensor, ...]) -> int:
         return batch_size(self.captured, leaves)
 
-    def simulate(self, inputs: Any, steps: int | None = None, *, mode: str = "auto", count: bool = True) -> Run:
+    @cached_property
+    def neurons_per_sample(self) -> int:
+        return sum(site.neurons for site in self.plan.sites)
+
+    def simulate(
+        self, inputs: Any, steps: int | None = None, *, mode: str = "auto", count: bool = True, kernel: str = "auto"
+    ) -> Run:
         """Simulate `steps` time-steps on a batch of model inputs; see `transpike.simulate`."""
-        return simulate(self, inputs, steps=self.recipe.steps if steps is None else steps, mode=mode, count=count)
+        steps = self.recipe.steps if steps is None else steps
+        return simulate(self, inputs, steps=steps, mode=mode, count=count, kernel=kernel)
 
     @torch.no_grad()
     def source(self, inputs: Any) -> torch.Tensor:

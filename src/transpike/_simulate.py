@@ -16,7 +16,7 @@ from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
-from .neurons import trajectory
+from .neurons import advance, choose, compiled_trajectory, fits, spikes_in, trajectory
 
 if TYPE_CHECKING:
     from ._model import SpikingModel
@@ -26,11 +26,13 @@ MODES = ("auto", "folded", "streaming")
 
 @dataclass(frozen=True)
 class Run:
-    """What T steps gave: `outputs` [T, ...], the network's output after each step; `spikes`, all counts."""
+    """What T steps gave: `outputs` [T, ...], the network's output after each step; `spikes`, all counts; how time ran
+    (`mode`) and the neurons (`kernel`, with the reason where they were not compiled)."""
 
     outputs: torch.Tensor
     spikes: Tally
     mode: str
+    kernel: str = "eager"
 
     @property
     def steps(self) -> int:
@@ -43,14 +45,17 @@ class Run:
 
 
 @torch.no_grad()
-def simulate(model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto", count: bool = True) -> Run:
+def simulate(
+    model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto", count: bool = True, kernel: str = "auto"
+) -> Run:
     """Simulate `steps` time-steps on one batch.
 
     Arguments: inputs -- as the source model takes them: a tensor, a tuple or a dict. mode -- "folded" runs all steps
     as one batch of T x B; "streaming" runs them one after the other with one tensor of state per neuron, memory
     independent of T; "auto" folds where conversion found that the model allows it. count -- also count spikes and
-    synaptic operations.
-    Raises: ConfigError for steps < 1 or a mode the model does not allow; DataError for inputs of another shape.
+    synaptic operations. kernel -- "compiled" runs folded neurons as one compiled pass over memory, "eager" step by step
+    in PyTorch, with the same results; "auto" compiles where that is worth it and a compiler is there.
+    Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for inputs of another shape.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
@@ -61,27 +66,37 @@ def simulate(model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto"
     leaves = model.prepare(inputs)
     tally = Tally(steps, samples=model.samples_in(leaves))
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
-    outputs = (_folded if folded else _streaming)(model, leaves, tally, count)
-    return Run(outputs, tally, "folded" if folded else "streaming")
+    if not folded:
+        return Run(_streaming(model, leaves, tally, count), tally, "streaming", "eager (steps run one by one)")
+    chosen = choose(kernel, model.neurons_per_sample * tally.samples * steps, model.device)
+    return Run(_folded(model, leaves, tally, count, chosen == "compiled"), tally, "folded", chosen)
 
 
-def _folded(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool) -> torch.Tensor:
+def _folded(
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool
+) -> torch.Tensor:
     steps = tally.steps
     values = run_prefix(model.program, leaves)
     crossing = {node: repeat(node, value, steps) for node, value in values.items()}
-    counter = Counter(model.program, tally, model.layers_by_node, steps) if count else None
+    counter = _counter(model, tally, steps) if count else None
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site, axis = str(marker.args[1]), batch_axis(marker)
         _require_finite(site, value)
         drive = per_step(value, steps, axis)
-        out, fired, spoken = trajectory(model.neurons[site], drive, model.thresholds[site], masks=count)
+        neuron, threshold = model.neurons[site], model.thresholds[site]
+        run = compiled_trajectory if compiled and fits(neuron, threshold) else trajectory
+        out, fired, spoken = run(neuron, drive, threshold, masks=count)
         if counter is not None and fired is not None and spoken is not None:
             counter.fired(marker, fired, spoken)
         return fold_back(out, axis)
 
     output = run_body(model.program, crossing, fire, None if counter is None else counter.after)
     return per_step(output, steps, batch_axis_of_output(model.program.output))
+
+
+def _counter(model: SpikingModel, tally: Tally, folded: int) -> Counter:
+    return Counter(model.program, tally, model.layers_by_node, folded, model.recipe.product_terms)
 
 
 def _require_finite(site: str, value: torch.Tensor) -> None:
@@ -112,7 +127,7 @@ def batch_axis_of_output(output: torch.fx.Node) -> int:
 def _streaming(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool) -> torch.Tensor:
     crossing = run_prefix(model.program, leaves)
     state: dict[str, torch.Tensor] = {}
-    counter = Counter(model.program, tally, model.layers_by_node, 1) if count else None
+    counter = _counter(model, tally, 1) if count else None
     outputs = []
     for t in range(1, tally.steps + 1):
         if counter is not None:
@@ -129,11 +144,11 @@ def step(
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
         _require_finite(site, value)
-        after, out, emitted = model.neurons[site].step(state.get(site), t, value, model.thresholds[site])
+        after, out, trains = advance(model.neurons[site], state.get(site), t, value, model.thresholds[site])
         state[site] = after
         if counter is not None:
             axis = batch_axis(marker)
-            counter.fired(marker, per_step(emitted != 0, 1, axis), per_step(after != 0, 1, axis))
+            counter.fired(marker, per_step(spikes_in(trains), 1, axis), per_step(after != 0, 1, axis))
         return out
 
     return run_body(model.program, crossing, fire, None if counter is None else counter.after)

@@ -241,12 +241,14 @@ def evaluate_on(
     steps: int,
     batch_size: int = 16,
     mode: str = "auto",
+    kernel: str = "auto",
     on_failure: Failure | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate on every sample of `part`; labels beyond the model's classes are refused."""
     batches = loader(part.samples, batch_size=batch_size, on_failure=on_failure, num_classes=model.num_outputs)
-    return evaluate(model, batches, steps=steps, mode=mode, progress=progress)
+    count = len(part.samples)
+    return evaluate(model, batches, steps=steps, mode=mode, kernel=kernel, samples=count, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .neurons import NEURONS, Differential, MultiThreshold, Neuron, PublishedMultiThreshold
-from .observers import RANGE_RULES, Percentile, RangeRule
+from .observers import RANGE_RULES, Balanced, Percentile, RangeRule
 from .policy import Policy
 from .types import Site, SiteKind, Threshold
 
@@ -41,8 +41,11 @@ class Recipe:
         name -- for reports. neuron -- the neuron of every site. range -- how calibration sets thresholds.
         policy -- where neurons go. kinds -- choices by kind of site (`SiteKind`); patterns -- choices by site name
         (as in `fnmatch`, for example "blocks.0.*" or "*.mlp.fc2:input"); patterns win over kinds, later over earlier.
+        site_levels -- levels by site name where calibration has decided them; they win over the choices above.
         threshold_bits -- calibrated thresholds are rounded up to this many significant bits, so that every level is
         exact in bfloat16 (8 bits) and every sum of levels exact in float32; None keeps them as they come.
+        product_terms -- how a product of two spiking signals is updated in a step: 3 terms as published (spike x spike,
+        spike x sum, sum x spike), or 2 (spike x new sum, sum x spike), which gives the same for fewer operations.
         steps -- the number of steps used where a caller names none.
     """
 
@@ -52,13 +55,20 @@ class Recipe:
     policy: Policy = field(default_factory=Policy)
     kinds: Mapping[SiteKind, SiteChoice] = field(default_factory=dict)
     patterns: Mapping[str, SiteChoice] = field(default_factory=dict)
+    site_levels: Mapping[str, int] = field(default_factory=dict)
     threshold_bits: int | None = 8
+    product_terms: int = 3
     steps: int = 8
 
     def __post_init__(self) -> None:
         bits = self.threshold_bits
         if bits is not None and (not isinstance(bits, int) or not 1 <= bits <= 24):
             raise ConfigError(f"threshold_bits must be a whole number from 1 to 24, or None, not {bits!r}")
+        for name, levels in self.site_levels.items():
+            if not 1 <= levels <= 24:
+                raise ConfigError(f"levels of site {name} must be a whole number from 1 to 24, not {levels!r}")
+        if self.product_terms not in (2, 3):
+            raise ConfigError(f"product_terms must be 2 or 3, not {self.product_terms!r}")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ConfigError(f"steps must be a whole number of at least 1, not {self.steps!r}")
 
@@ -70,6 +80,8 @@ class Recipe:
         for choice in filter(None, found):
             given = {f.name: getattr(choice, f.name) for f in fields(choice) if getattr(choice, f.name) is not None}
             merged = replace(merged, **given)
+        if site.name in self.site_levels:
+            merged = replace(merged, levels=self.site_levels[site.name])
         return merged
 
     def neuron_for(self, site: Site) -> Neuron:
@@ -82,6 +94,8 @@ class Recipe:
         """The settings in words, for the plan."""
         bits = f", thresholds rounded up to {self.threshold_bits} bits" if self.threshold_bits else ""
         special = [f"{key}: {_words(choice)}" for key, choice in {**self.kinds, **self.patterns}.items()]
+        if found := self.site_levels.values():
+            special.append(f"levels found by calibration: {min(found)} to {max(found)}")
         return (f"recipe {self.name}: {_spelled(self.neuron)}, {_spelled(self.range)}{bits}", *special)
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +106,9 @@ class Recipe:
             "policy": asdict(self.policy),
             "kinds": {str(kind): _choice_to_json(choice) for kind, choice in self.kinds.items()},
             "patterns": {pattern: _choice_to_json(choice) for pattern, choice in self.patterns.items()},
+            "site_levels": dict(self.site_levels),
             "threshold_bits": self.threshold_bits,
+            "product_terms": self.product_terms,
             "steps": self.steps,
         }
 
@@ -107,7 +123,9 @@ class Recipe:
                 policy=Policy(**data.get("policy", {})),
                 kinds={SiteKind(kind): _choice_from_json(choice) for kind, choice in data.get("kinds", {}).items()},
                 patterns={pattern: _choice_from_json(choice) for pattern, choice in data.get("patterns", {}).items()},
+                site_levels={str(name): int(levels) for name, levels in data.get("site_levels", {}).items()},
                 threshold_bits=data.get("threshold_bits"),
+                product_terms=data.get("product_terms", 3),
                 steps=int(data.get("steps", 8)),
             )
         except ConfigError:
@@ -231,7 +249,56 @@ def differential(
     return Recipe("differential", Differential(levels, cutoff), Percentile(percentile, symmetric=True), policy)
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {"ecmt": ecmt, "ecmt-code": ecmt_code, "differential": differential}
+def cascade(
+    *,
+    levels: int = 8,
+    percentile: float = 1.0,
+    cutoff: float = 0.5,
+    pulses: int = 6,
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """Residual cascade: a neuron fires several times within a step, each time at what is left, so that one step is enough.
+
+    Source: harmony multi-threshold neurons (AAAI 2026). Differences: one signed neuron, the nearest power of two of
+    either sign first, up to `pulses` firings; the range is the largest magnitude; products in two terms.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    neuron, rule = Differential(levels, cutoff, pulses), Percentile(percentile, symmetric=True)
+    return Recipe("cascade", neuron, rule, policy, product_terms=2, steps=1)
+
+
+def balanced(
+    *,
+    divergence: float = 0.002,
+    energy: float | None = None,
+    cutoff: float = 0.5,
+    pulses: int = 6,
+    steps: int = 1,
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """Ours: the cascade with thresholds and levels of all sites balanced, so that a given error costs the fewest spikes.
+
+    `divergence` is the KL divergence from the source's prediction, in nats, that conversion may cause; or `energy` the
+    share of the source's energy (the paper's account) it may spend. See `observers.Balanced`.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    neuron, rule = Differential(8, cutoff, pulses), Balanced(divergence, energy)
+    return Recipe("balanced", neuron, rule, policy, product_terms=2, steps=steps)
+
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "ecmt": ecmt,
+    "ecmt-code": ecmt_code,
+    "differential": differential,
+    "cascade": cascade,
+    "balanced": balanced,
+}
 
 
 def recipe_named(name: str, **options: Any) -> Recipe:

@@ -58,6 +58,7 @@ def evaluate(
     batch_size: options.BatchSize = 16,
     batch_dim: options.BatchDim = 0,
     mode: Annotated[str, typer.Option(help="auto, folded or streaming.")] = "auto",
+    kernel: Annotated[str, typer.Option(help="How neurons run: auto, compiled or eager.")] = "auto",
     labels: options.Labels = "auto",
     split: options.Split = "test",
     input_size: options.InputSize = None,
@@ -75,7 +76,7 @@ def evaluate(
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
     from .. import pipeline
 
-    _check(context, target, pipeline.is_saved(target), steps, mode)
+    _check(context, target, pipeline.is_saved(target), steps, mode, kernel)
     options.check_file("--json", json)
     options.check_folder("--report", report)
     from ..energy import load_prices
@@ -114,6 +115,7 @@ def evaluate(
             steps=steps,
             batch_size=batch_size,
             mode=mode,
+            kernel=kernel,
             on_failure=failures,
             progress=advance,
         )
@@ -121,15 +123,18 @@ def evaluate(
     _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table)
 
 
-def _check(context: typer.Context, target: str, saved: bool, steps: int, mode: str) -> None:
+def _check(context: typer.Context, target: str, saved: bool, steps: int, mode: str, kernel: str) -> None:
     """Raise ConfigError for what would only show after a long run, or would silently have no effect."""
     from .._simulate import MODES
     from ..errors import ConfigError
+    from ..neurons import KERNELS
 
     if steps < 1:
         raise ConfigError(f"--steps must be at least 1, not {steps}")
     if mode not in MODES:
         raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if kernel not in KERNELS:
+        raise ConfigError(f"--kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
     with_model = bool(options.given(context, ("model",)))
     idle = options.given(context, CONVERSION + (() if with_model else ("option",)) if saved else ("model",))
     if idle and saved:

@@ -20,6 +20,7 @@ import torch.fx
 
 from .._execute import run_body, run_prefix
 from ..errors import ConfigError, DataError
+from ..neurons import advance
 from .event_file import CRC, EVENT, HEAD, MAGIC, RECORD, SITE, STEP, VERSION, Events, read_events
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ def _steps(model: SpikingModel, inputs: Any, steps: int, shapes: dict[str, tuple
             if value.numel() and not bool(torch.isfinite(value).all()):
                 raise DataError(f"site {site} received NaN or infinity; check the inputs")
             neuron, threshold = model.neurons[site], model.thresholds[site]
-            state[site], out, emitted = neuron.step(state.get(site), t, value, threshold)  # noqa: B023
-            shapes[site] = tuple(emitted.shape)
-            events = to_events(emitted, neuron.amplitudes(threshold), site)
+            state[site], out, trains = advance(neuron, state.get(site), t, value, threshold)  # noqa: B023
+            shapes[site] = tuple(value.shape)
+            amplitudes = neuron.amplitudes(threshold)
+            events = np.concatenate([to_events(emitted, amplitudes, site) for emitted in trains])
             chunks.extend(_record(SITE, t, numbers[site], len(events), events.tobytes()))  # noqa: B023
             total += len(events)
             return out

@@ -78,6 +78,8 @@ def facts(graph: nir.NIRGraph) -> dict[str, Any]:
 
 def code_of(model: SpikingModel) -> str:
     codes = {neuron.code for neuron in model.neurons.values()}
+    if several := [name for name, neuron in model.neurons.items() if neuron.pulses > 1]:
+        raise ModelError(f"NIR cannot hold the neuron of site {several[0]}, which may fire several times in a step")
     if len(codes) != 1:
         raise ModelError(f"the neurons of one graph must share a code, not {', '.join(sorted(codes))}")
     return codes.pop()

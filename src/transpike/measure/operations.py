@@ -60,11 +60,11 @@ def product_operations(
 ) -> torch.Tensor:
     """Pairs of non-zero elements that a product multiplies, per step: sum over k of count_left(k) count_right(k).
 
-    Arguments: left, right -- bool masks in the operands' shapes, time folded into the batch axes `axes`.
+    Arguments: left, right -- masks (bool, or counts of spikes) in the operands' shapes, time folded into the batch axes `axes`.
     Returns: int64 [steps]. By counts of rows and columns, never by a second product.
     """
     if node.target in ELEMENTWISE:
-        both = torch.logical_and(left, right)
+        both = left.to(torch.int32) * right
         return per_step(both, steps, axes[0]).flatten(1).sum(1)
     if node.target is aten.einsum.default:
         return _einsum_pairs(str(node.args[0]), left, right, steps, axes)

@@ -4,16 +4,17 @@ A neuron is a frozen, serialisable value with one pure function
 
     step(state, t, mean_in, threshold) -> (state, mean_out, emitted)
 
-`state` is None before the first step and one tensor of float32 (or float64) afterwards; nothing else survives a step.
+which a time-step calls once, or `pulses` times for a neuron that may fire several times in it. `state` is None before the first step and one tensor of float32 (or float64) afterwards; nothing else survives a step.
 To add a neuron, add its file and its row in NEURONS.
 """
 
 from __future__ import annotations
 
 from .differential import Differential
+from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
 from .published import PublishedMultiThreshold
-from .trajectory import Neuron, trajectory
+from .trajectory import Neuron, advance, spikes_in, trajectory
 
 NEURONS: dict[str, type[Neuron]] = {
     "multi-threshold": MultiThreshold,
@@ -21,4 +22,17 @@ NEURONS: dict[str, type[Neuron]] = {
     "differential": Differential,
 }
 
-__all__ = ["NEURONS", "Differential", "MultiThreshold", "Neuron", "PublishedMultiThreshold", "trajectory"]
+__all__ = [
+    "KERNELS",
+    "NEURONS",
+    "Differential",
+    "MultiThreshold",
+    "Neuron",
+    "PublishedMultiThreshold",
+    "advance",
+    "choose",
+    "compiled_trajectory",
+    "fits",
+    "spikes_in",
+    "trajectory",
+]

@@ -1,4 +1,4 @@
-"""The multi-threshold neuron under differential coding: a spike carries a correction."""
+"""The multi-threshold neuron under differential coding: a spike carries a correction; and its cascade."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from ..errors import ConfigError
 from ..types import Threshold
+from .codes import sum_step
 from .multi_threshold import MultiThreshold
-from .trajectory import state_dtype
 
 
 @dataclass(frozen=True)
@@ -21,29 +22,39 @@ class Differential:
     Q is the nearest level, as in `MultiThreshold`. On a constant input in range the error shrinks at least threefold a
     step, until it is below cutoff theta 2^-(n-1), instead of as 1/t; a neuron that is right falls silent. It needs the
     same large levels in both directions, even where the activation has one sign, or it cannot take back an overshoot.
+    A residual cascade is the same neuron with several firings a step: each corrects what the ones before left, so one
+    step with enough of them rounds to the nearest multiple of the smallest level, written in signed powers of two.
     Arguments: levels -- n, per sign. cutoff -- the smallest correction that fires, in units of the smallest level.
+    pulses -- firings per step.
     Source: differential coding, ANN-to-SNN DCGS (ICML 2025, arXiv 2503.00301), in running-estimate form: there a spike
-    of step t counts 1/t, so the amplitude sent is t times the correction here.
+    of step t counts 1/t, so the amplitude sent is t times the correction here. Cascade: harmony multi-threshold neurons
+    (AAAI 2026), which run through all levels of each sign within a step; here the nearest level of either sign fires
+    first, which takes fewer spikes.
     """
 
     name: ClassVar[str] = "differential"
     code: ClassVar[str] = "sum"
     levels: int = 8
     cutoff: float = 0.5
+    pulses: int = 1
 
     def __post_init__(self) -> None:
         MultiThreshold(self.levels, self.cutoff)  # the same limits
+        if isinstance(self.pulses, bool) or not isinstance(self.pulses, int) or not 1 <= self.pulses <= 24:
+            raise ConfigError(f"pulses must be a whole number from 1 to 24, not {self.pulses!r}")
 
     def step(
         self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        drive = mean_in.to(state_dtype(mean_in.dtype))
-        emitted = self.quantise(drive if state is None else drive - state, threshold)
-        state = emitted.clone() if state is None else state + emitted
-        return state, state, emitted
+        return sum_step(lambda potential: self.quantise(potential, threshold), state, t, mean_in)
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         return MultiThreshold(self.levels, self.cutoff).quantise(potential, threshold)
+
+    def parameters(self, threshold: Threshold) -> tuple[float, ...]:
+        return MultiThreshold(self.levels, self.cutoff).parameters(threshold)
+
+    level = staticmethod(MultiThreshold.level)
 
     def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
         return MultiThreshold(self.levels, self.cutoff).amplitudes(threshold)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..errors import ConfigError
 from ..types import Threshold
-from .rate import rate_step
+from .codes import rate_step
 
 # Nearest power of two of a float: add half a mantissa, clear the mantissa. The tie 1.5 * 2^k goes up.
 BITS = {
@@ -38,6 +38,7 @@ class MultiThreshold:
 
     name: ClassVar[str] = "multi-threshold"
     code: ClassVar[str] = "rate"
+    pulses: ClassVar[int] = 1
     levels: int = 8
     cutoff: float = 1.0
 
@@ -54,15 +55,23 @@ class MultiThreshold:
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         """Q(m) for potentials of any shape, in float32 or float64. A threshold of 0 silences its sign."""
+        return self.level(potential, *self.parameters(threshold))
+
+    def parameters(self, threshold: Threshold) -> tuple[float, ...]:
+        """What `level` takes: theta of each sign, the smallest level and the smallest |m| that fires, over theta."""
         smallest = 2.0 ** -(self.levels - 1)
-        scale, amplitude = signed_scale(potential, threshold)
-        size = silence((potential / scale).abs_(), self.cutoff * smallest)
+        return max(threshold.positive, 0.0), max(threshold.negative, 0.0), smallest, self.cutoff * smallest
+
+    @staticmethod
+    def level(potential: torch.Tensor, positive: Any, negative: Any, smallest: Any, least: Any) -> torch.Tensor:
+        """Q(m); parameters are numbers or 0-dimensional tensors."""
+        scale, amplitude = signed_scale(potential, positive, negative)
+        size = silence((potential / scale).abs_(), least)
         level = nearest_power_of_two(size).clamp_(max=1.0)
-        if (
-            self.cutoff < 0.75
-        ):  # below 3/4 of the smallest level the nearest power of two is a level that does not exist
-            level = torch.where((size > 0) & (level < smallest), smallest, level)
-        return level.mul_(amplitude).copysign_(potential)
+        if not isinstance(least, float) or least < 0.75 * smallest:
+            # Below 3/4 of the smallest level the nearest power of two is a level that does not exist.
+            level = torch.where(size > 0, level.clamp(min=smallest), level)
+        return with_sign(level.mul_(amplitude), potential)
 
     def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
         silent = Threshold(max(threshold.positive, 0.0), max(threshold.negative, 0.0))
@@ -75,15 +84,26 @@ def signed_amplitudes(threshold: Threshold, exponents: range) -> tuple[float, ..
     return tuple(sign * theta * 2.0**k for sign, theta in pairs for k in exponents if theta != 0)
 
 
-def silence(size: torch.Tensor, least: float) -> torch.Tensor:
-    """Zero where size < least, without a mask (a bool tensor costs two more passes over memory)."""
+def silence(size: torch.Tensor, least: Any) -> torch.Tensor:
+    """Zero where size < least."""
+    if not isinstance(least, float):
+        return torch.where(size >= least, size, 0.0)
+    # Without a mask: a bool tensor costs two more passes over memory.
     below = torch.nextafter(torch.tensor(least, dtype=size.dtype), torch.tensor(0.0, dtype=size.dtype)).item()
     return torch.nn.functional.threshold(size, below, 0.0, inplace=True)
 
 
-def signed_scale(potential: torch.Tensor, threshold: Threshold) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+def with_sign(size: torch.Tensor, potential: torch.Tensor) -> torch.Tensor:
+    """The sizes with the potentials' signs. Compilers vectorise a choice, and eager PyTorch has one pass for it."""
+    return torch.where(potential < 0, -size, size) if torch.compiler.is_compiling() else size.copysign_(potential)
+
+
+def signed_scale(potential: torch.Tensor, positive: Any, negative: Any) -> tuple[Any, Any]:
     """What to divide each potential by, and what a level of 1 is worth to it (0 where its sign has no levels)."""
-    amplitudes = (max(threshold.positive, 0.0), max(threshold.negative, 0.0))
+    if isinstance(positive, torch.Tensor):
+        theta = positive if positive is negative else torch.where(potential >= 0, positive, negative)
+        return torch.where(theta > 0, theta, 1.0), theta
+    amplitudes = (positive, negative)
     either = max(amplitudes) or 1.0
     scales = (amplitudes[0] or either, amplitudes[1] or either)
     scale = _by_sign(potential, scales)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..errors import ConfigError
 from ..types import Threshold
-from .multi_threshold import BITS, signed_amplitudes, signed_scale, silence
-from .rate import rate_step
+from .multi_threshold import BITS, signed_amplitudes, signed_scale, silence, with_sign
+from .codes import rate_step
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class PublishedMultiThreshold:
 
     name: ClassVar[str] = "published-multi-threshold"
     code: ClassVar[str] = "rate"
+    pulses: ClassVar[int] = 1
     levels: int = 8
 
     def __post_init__(self) -> None:
@@ -42,11 +43,20 @@ class PublishedMultiThreshold:
         """Q(m). With both thresholds positive, floor(|m| / theta + 1/2) to a power of two is the rule above."""
         if threshold.positive < 0 or threshold.negative < 0:
             return self._scan(potential, threshold)
-        scale, amplitude = signed_scale(potential, threshold)
+        return self.level(potential, *self.parameters(threshold))
+
+    def parameters(self, threshold: Threshold) -> tuple[float, ...]:
+        """What `level` takes: theta of each sign, and the largest level over theta. None for negative thresholds."""
+        return threshold.positive, threshold.negative, 2.0 ** (self.levels - 1)
+
+    @staticmethod
+    def level(potential: torch.Tensor, positive: Any, negative: Any, largest: Any) -> torch.Tensor:
+        """Q(m) with thresholds of at least 0; parameters are numbers or 0-dimensional tensors."""
+        scale, amplitude = signed_scale(potential, positive, negative)
         size = silence((potential / scale).abs_().add_(0.5), 1.0)
         integer, _, mask = BITS[size.dtype]
-        level = size.view(integer).bitwise_and_(mask).view(size.dtype).clamp_(max=2.0 ** (self.levels - 1))
-        return level.mul_(amplitude).copysign_(potential)
+        level = size.view(integer).bitwise_and_(mask).view(size.dtype).clamp_(max=largest)
+        return with_sign(level.mul_(amplitude), potential)
 
     def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
         return signed_amplitudes(threshold, range(self.levels))

@@ -17,8 +17,9 @@ CHUNK = 1 << 18
 class Neuron(Protocol):
     """A frozen dataclass with the fields that define the neuron, and pure functions.
 
-    code -- "rate": a signal's value is the mean of what was emitted; "sum": the sum. quantise -- Q, which turns a
-    membrane into what is emitted. amplitudes -- every value Q can emit but 0, one per binary channel.
+    code -- "rate": a signal's value is the mean of what was emitted; "sum": the sum. pulses -- how often the neuron may
+    fire within one step: `step` is repeated that often, on the same input. quantise -- Q, which turns a membrane into
+    what is emitted. amplitudes -- every value Q can emit but 0, one per binary channel.
     """
 
     name: ClassVar[str]
@@ -26,6 +27,9 @@ class Neuron(Protocol):
 
     @property
     def levels(self) -> int: ...
+
+    @property
+    def pulses(self) -> int: ...
 
     def step(
         self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold
@@ -36,9 +40,32 @@ class Neuron(Protocol):
     def amplitudes(self, threshold: Threshold) -> tuple[float, ...]: ...
 
 
+def spike_dtype(neuron: Neuron) -> torch.dtype:
+    """Of counts of spikes in a step."""
+    return torch.bool if neuron.pulses == 1 else torch.uint8
+
+
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Neuron state is float32 at least, whatever autocast makes of the input."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def advance(
+    neuron: Neuron, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """One time-step of `neuron.pulses` firings: the state and mean after it, and what each firing emitted."""
+    trains = []
+    for _ in range(neuron.pulses):
+        state, mean_out, emitted = neuron.step(state, t, mean_in, threshold)
+        trains.append(emitted)
+    return state, mean_out, trains  # type: ignore[return-value]
+
+
+def spikes_in(trains: list[torch.Tensor]) -> torch.Tensor:
+    """How often each neuron fired: bool for one firing, uint8 for more."""
+    if len(trains) == 1:
+        return trains[0] != 0
+    return torch.stack([emitted != 0 for emitted in trains]).sum(0, dtype=torch.uint8)
 
 
 def trajectory(
@@ -47,23 +74,24 @@ def trajectory(
     """Run `neuron` over a whole trajectory, chunk by chunk.
 
     Arguments: mean_in -- running means of the input after each step, [T, ...]. masks -- also say who fired.
-    Returns: running means of the output [T, ...]; and, with masks, two bool tensors [T, ...]: who emitted a spike in a
-    step, and whose emitted sum is non-zero after it (what a compensated product multiplies with).
-    Invariant: equals calling `neuron.step` T times on whole tensors, bit for bit.
+    Returns: running means of the output [T, ...]; and, with masks, two tensors [T, ...]: how many spikes a neuron
+    emitted in a step (bool where it emits at most one, else uint8), and whose emitted sum is non-zero after it (bool:
+    what a compensated product multiplies with).
+    Invariant: equals calling `advance` T times on whole tensors, bit for bit.
     """
     steps, shape = mean_in.shape[0], mean_in.shape
     flat = mean_in.reshape(steps, -1)
     out = torch.empty(flat.shape, dtype=state_dtype(mean_in.dtype), device=mean_in.device)
-    fired = torch.empty(flat.shape, dtype=torch.bool, device=mean_in.device) if masks else None
+    fired = torch.empty(flat.shape, dtype=spike_dtype(neuron), device=mean_in.device) if masks else None
     spoken = torch.empty(flat.shape, dtype=torch.bool, device=mean_in.device) if masks else None
     size = CHUNK if mean_in.device.type == "cpu" else max(flat.shape[1], 1)
     for start in range(0, flat.shape[1], size):
         part = slice(start, start + size)
         state = None
         for t in range(steps):
-            state, out[t, part], emitted = neuron.step(state, t + 1, flat[t, part], threshold)
+            state, out[t, part], trains = advance(neuron, state, t + 1, flat[t, part], threshold)
             if fired is not None and spoken is not None:
-                torch.ne(emitted, 0, out=fired[t, part])
+                fired[t, part] = spikes_in(trains)
                 torch.ne(state, 0, out=spoken[t, part])
     return (
         out.view(shape),

@@ -49,12 +49,26 @@ class Histogram:
     def count(self) -> int:
         return int(self.counts.sum())
 
+    @property
+    def peak(self) -> float:
+        """The largest |x|, exactly."""
+        return max(self.maximum, -self.minimum)
+
     def magnitude_quantile(self, fraction: float) -> float:
         """The smallest magnitude that `fraction` of all |x| do not exceed (the exact maximum for 1)."""
         if fraction >= 1:
-            return max(self.maximum, -self.minimum)
+            return self.peak
         found = _middle(_rank(self.counts[:BINS] + self.counts[BINS:], fraction))
-        return min(found, max(self.maximum, -self.minimum))
+        return min(found, self.peak)
+
+    def magnitudes(self, bits: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+        """(|x|, share of all x) in bins of relative width 2^-bits, empty ones left out; float64."""
+        folded = (self.counts[:BINS] + self.counts[BINS:]).view(-1, 1 << (MANTISSA_BITS - bits)).sum(1)
+        index = folded.nonzero().flatten()
+        wide = 23 - bits
+        edges = torch.stack([index << wide, (index + 1) << wide]).to(torch.int32).view(torch.float32).double()
+        values = torch.where(index < 1 << bits, 0.0, edges.mean(0))
+        return values, folded[index].double() / self.count
 
     def quantile(self, fraction: float) -> float:
         """The signed quantile (the exact extremes for 0 and 1)."""

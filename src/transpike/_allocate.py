@@ -1,0 +1,77 @@
+"""Histograms, Sensitivity -> thresholds and levels of all sites together, for the `balanced` rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ._sensitivity import Sensitivity
+from .neurons import Neuron, trajectory
+from .observers import Balanced, Histogram
+from .recipes import Recipe, round_up
+from .types import Threshold
+
+FINENESS = 4  # candidates per octave
+OCTAVES = 16  # below the largest activation
+MAX_LEVELS = 24
+ACCUMULATE_TO_MULTIPLY = 0.9 / 4.6  # the paper's account
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Choices for one site, from coarse to fine: error[j] and spikes[j] per neuron at threshold[j] and levels[j]."""
+
+    thresholds: tuple[Threshold, ...]
+    levels: tuple[int, ...]
+    error: torch.Tensor
+    spikes: torch.Tensor
+
+
+def candidates(neuron: Neuron, histogram: Histogram, recipe: Recipe) -> Candidates:
+    """What the neuron would do to a site's activations, held constant for `recipe.steps` steps, for a range of smallest
+    levels.
+
+    The smallest level is peak 2^(-j/4), and there are as many levels as reach the peak.
+    """
+    values, weights = histogram.magnitudes()
+    peak = histogram.peak
+    means = values.expand(recipe.steps, -1)
+    thresholds, levels, error, spikes = [], [], [], []
+    for j in range(-2 * FINENESS, OCTAVES * FINENESS + 1):
+        smallest = round_up(peak * 2.0 ** (-j / FINENESS), recipe.threshold_bits)
+        count = min(max(1 + math.ceil(math.log2(peak / smallest)), 1), MAX_LEVELS)
+        threshold = Threshold(smallest * 2.0 ** (count - 1), smallest * 2.0 ** (count - 1))
+        out, fired, _ = trajectory(replace(neuron, levels=count), means, threshold, masks=True)  # type: ignore[type-var]
+        thresholds.append(threshold)
+        levels.append(count)
+        error.append(((out[-1] - values).square() * weights).sum())
+        spikes.append((fired.sum(0) * weights).sum())  # type: ignore[union-attr]
+    return Candidates(tuple(thresholds), tuple(levels), torch.stack(error), torch.stack(spikes))
+
+
+def allocate(
+    rule: Balanced, choices: Mapping[str, Candidates], sensitivities: Mapping[str, Sensitivity], samples: int
+) -> dict[str, int]:
+    """The candidate of every site that minimises the Lagrangian of `Balanced`, at the multiplier that meets the budget."""
+    divergence = {n: c.error * sensitivities[n].information / samples / 2 for n, c in choices.items()}
+    operations = {n: c.spikes * sensitivities[n].operations for n, c in choices.items()}
+    whole = sum(sensitivities[n].operations for n in choices)
+
+    def chosen(log_multiplier: float) -> dict[str, int]:
+        multiplier = math.exp(log_multiplier)
+        return {n: int(torch.argmin(divergence[n] + multiplier * operations[n])) for n in choices}
+
+    def too_coarse(picks: Mapping[str, int]) -> bool:
+        if rule.energy is None:
+            return sum(float(divergence[n][j]) for n, j in picks.items()) > rule.divergence
+        spent = sum(float(operations[n][j]) for n, j in picks.items()) / whole * ACCUMULATE_TO_MULTIPLY
+        return spent < rule.energy
+
+    low, high = math.log(1e-30), math.log(1e3)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if too_coarse(chosen(middle)) else (middle, high)
+    return chosen(low)
