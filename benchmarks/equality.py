@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("--ties", action="store_true")
     parser.add_argument("names", nargs="*", help="families; all by default")
     asked = parser.parse_args()
+    if unknown := set(asked.names) - {family.name for family in FAMILIES}:
+        parser.error(f"no family {', '.join(sorted(unknown))}; there are {', '.join(f.name for f in FAMILIES)}")
     torch.backends.mha.set_fastpath_enabled(False)  # eager nn.TransformerEncoder would drop padded positions
     chosen = [family for family in FAMILIES if family.name in asked.names or not asked.names]
     print(f"| family | {' | '.join(f'`{recipe}`' for recipe in RECIPES)} | spikes compared |")

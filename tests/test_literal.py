@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -76,3 +79,15 @@ def test_a_neuron_that_emits_what_is_not_a_level_is_caught(monkeypatch: pytest.M
     monkeypatch.setattr(type(next(iter(snn.neurons.values()))), "quantise", lambda self, v, threshold: v * 0.3)
     with pytest.raises(BrokenPromise, match="none of its levels"):
         Literal(snn, check=True).run(images, steps=1)
+
+
+def test_the_benchmark_writes_a_row_per_family(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "equality.py"))
+    monkeypatch.setattr(sys, "argv", ["equality.py", "--steps", "1", "torch_pre_norm"])
+    benchmark["main"]()
+    head, _, row, _, total = capsys.readouterr().out.splitlines()
+    assert head == "| family | `ecmt` | `ecmt-code` | `differential` | spikes compared |"
+    assert row.startswith("| torch_pre_norm | ") and row.count("e-1") + row.count("0e+00") == row.count(", 0 |") == 3
+    assert total.startswith("1 families, 1 steps: largest ") and " 0 of " in total
