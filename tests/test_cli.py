@@ -16,6 +16,7 @@ from transpike.cli import main
 from transpike.zoo.digits import load_model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+PICTURES = ("accuracy.png", "energy.png", "firing.png")
 TINY = "timm:vit_tiny_patch16_224 --option img_size=32 --option depth=1"
 Say = Callable[..., tuple[int, str, str]]
 
@@ -103,13 +104,13 @@ def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on(say: Say, pl
     report = read(place / "r.json")
     assert report["samples"] == 8 and report["failed"]["count"] == 1
     assert report["failed"]["items"][0]["item"] == "dog/1.png"
-    assert (place / "out/accuracy.png").read_bytes()[:4] == (place / "out/firing.png").read_bytes()[:4] == b"\x89PNG"
+    assert all((place / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in PICTURES)
 
 
 def test_demo(say: Say, place: Path) -> None:
     code, out, err = say("demo --out shown --steps 2")
     assert code == 0, err
-    assert {p.name for p in (place / "shown").iterdir()} == {"network", "report.json", "accuracy.png", "firing.png"}
+    assert {p.name for p in (place / "shown").iterdir()} == {"network", "report.json", *PICTURES}
     report = read(place / "shown/report.json")
     assert report["accuracy"][1] > 0.95 and " ".join(report["command"]) == "transpike demo --out shown --steps 2"
     assert "\x1b[" not in out + err
@@ -203,7 +204,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         "inspect": "--checkpoint --pretrained --option --recipe --input-shape --batch-dim --json",
         "convert": "--calibration --out --recipe --levels --percentile --allow-unknown --samples --every --mean",
         "eval": "--data --steps --json --report --calibration --model --recipe --every --mode --labels --split",
-        "layers": "--data --steps --json --report",
+        "layers": "--data --steps --json --report --levels",
+        "literal": "--data --steps --limit --state --float64 --json",
         "demo": "--out --steps --recipe",
     }.items():
         assert main([command, "--help"]) == 0

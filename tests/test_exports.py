@@ -678,3 +678,14 @@ def test_resnet20(recipe: str, tmp_path: Path) -> None:
     graph = read_nir(write_nir(without_ties(snn), tmp_path / "resnet.nir"))
     found = drift(snn, graph, images[8:10], steps=3)
     assert max(found.outputs) < 1e-10 * found.scale and not any(found.spikes) and sum(found.emitted) > 10**5
+
+
+def test_the_example_mlp_learns_and_nir_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import digits_mlp
+
+    monkeypatch.setattr(digits_mlp, "EPOCHS", 4)
+    model, (inputs, labels) = digits_mlp.trained(), digits_mlp.digits("test")
+    assert (model(inputs).argmax(1) == labels).float().mean() > 0.9
+    snn = transpike.convert(model.double(), [inputs.double()[:100]])
+    found = drift(snn, to_nir(snn), inputs.double()[:20], steps=STEPS)
+    assert max(found.outputs) < 1e-12 * found.scale and not any(found.spikes)

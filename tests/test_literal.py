@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -9,7 +12,8 @@ import torch
 
 import transpike
 from families import FAMILIES, Family
-from test_families import batch, doubled, no_fast_path  # noqa: F401
+from test_families import batch, no_fast_path  # noqa: F401
+from transpike._drift import drift, widen
 from transpike._literal import BrokenPromise, Literal
 from transpike.recipes import RECIPES
 from transpike.types import Threshold
@@ -17,35 +21,15 @@ from transpike.types import Threshold
 STEPS = 3
 
 
-@pytest.fixture(autouse=True)
-def float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Llama-like models compute norms in float32 whatever their dtype, which would hide differences below 1e-7."""
-    from transpike import _convert
-
-    plain = _convert.capture
-
-    def capture(*args: object, **kwargs: object) -> transpike.Captured:
-        captured = plain(*args, **kwargs)
-        for node in captured.graph.graph.nodes:
-            if node.target is torch.ops.aten.to.dtype and node.args[1] is torch.float32:
-                node.args = (node.args[0], torch.float64, *node.args[2:])
-        captured.graph.recompile()
-        return captured
-
-    monkeypatch.setattr(_convert, "capture", capture)
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_literal_equals_fast(family: Family, recipe: str) -> None:
-    inputs = doubled(batch(family, 2))
-    snn = transpike.convert(family.build().double(), [inputs], recipe, batch_dim=family.batch_dim)
+    inputs = batch(family, 2)
+    snn = widen(transpike.convert(family.build(), [inputs], recipe, batch_dim=family.batch_dim))
     without_ties(snn)
-    fast = snn.simulate(inputs, STEPS, mode="streaming")
-    literal, _ = Literal(snn, check=True).run(inputs, steps=STEPS)
-    assert (literal.outputs - fast.outputs).abs().max() <= 1e-10 * max(fast.outputs.abs().max().item(), 1.0)
-    different = {site: (fast.spikes.spikes[site] - counts).tolist() for site, counts in literal.spikes.spikes.items()}
-    assert not any(any(row) for row in different.values()), different
+    found, _ = drift(snn, inputs, steps=STEPS, check=True)
+    assert max(found.outputs) <= 1e-10 * max(found.scale, 1.0)
+    assert found.spikes == (0, 0, 0) and min(found.emitted) > 0
 
 
 def without_ties(snn: transpike.SpikingModel) -> None:
@@ -66,13 +50,28 @@ def digits(recipe: str = "ecmt") -> tuple[transpike.SpikingModel, torch.Tensor]:
     return transpike.convert(load_model().double(), [images], recipe), images
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_continues_from_its_state(recipe: str) -> None:
-    snn, images = digits(recipe)
-    whole, _ = Literal(snn).run(images, steps=5)
-    first, state = Literal(snn).run(images, steps=2)
-    rest, _ = Literal(snn).run(images, steps=5, state=state)
-    assert torch.equal(torch.cat([first.outputs, rest.outputs]), whole.outputs)
+def test_the_comparison_sees_another_network() -> None:
+    """One weight or one level changed in between shows in outputs and spikes."""
+    snn, images = digits()
+    without_ties(snn)
+    _, state = drift(snn, images, steps=1)
+    first = next(iter(snn.thresholds))
+    moved = {**snn.thresholds, first: Threshold(1.3 * snn.thresholds[first].positive, 0.1)}
+    snn.calibration = transpike.Calibration(moved, 0)
+    found, _ = drift(snn, images, steps=2, state=state)
+    assert (found.first, len(found.outputs)) == (2, 1)
+    assert found.outputs[0] > 1e-3 and found.spikes[0] > 0
+
+
+def test_run_counts_what_the_simulator_counts() -> None:
+    snn, images = digits()
+    without_ties(snn)
+    run, _ = Literal(snn).run(images, steps=2)
+    fast = snn.simulate(images, 2).spikes
+    assert {site: counts.tolist() for site, counts in run.spikes.spikes.items()} == {
+        site: counts.tolist() for site, counts in fast.spikes.items()
+    }
+    assert (run.spikes.neurons, run.spikes.samples) == (fast.neurons, fast.samples)
 
 
 def test_a_neuron_that_emits_what_is_not_a_level_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +79,15 @@ def test_a_neuron_that_emits_what_is_not_a_level_is_caught(monkeypatch: pytest.M
     monkeypatch.setattr(type(next(iter(snn.neurons.values()))), "quantise", lambda self, v, threshold: v * 0.3)
     with pytest.raises(BrokenPromise, match="none of its levels"):
         Literal(snn, check=True).run(images, steps=1)
+
+
+def test_the_benchmark_writes_a_row_per_family(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "equality.py"))
+    monkeypatch.setattr(sys, "argv", ["equality.py", "--steps", "1", "torch_pre_norm"])
+    benchmark["main"]()
+    head, _, row, _, total = capsys.readouterr().out.splitlines()
+    assert head == "| family | `ecmt` | `ecmt-code` | `differential` | spikes compared |"
+    assert row.startswith("| torch_pre_norm | ") and row.count("e-1") + row.count("0e+00") == row.count(", 0 |") == 3
+    assert total.startswith("1 families, 1 steps: largest ") and " 0 of " in total

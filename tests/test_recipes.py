@@ -120,6 +120,36 @@ def test_a_bad_option_is_named(options: dict[str, Any], named: str) -> None:
         recipe_named("ecmt", **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"symmetric": 1}, "symmetric takes true or false, not 1"),
+        ({"cutoff": "half"}, "cutoff takes a number, not 'half'"),
+        ({"levels": 8.0}, "levels takes a whole number, not 8.0"),
+        ({"head": None}, "head takes a text, not None"),
+        ({"analog": "blocks.0"}, "analog takes a list of texts, not 'blocks.0'"),
+        ({"analog": [1]}, r"analog takes a list of texts, not \[1\]"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused_by_name(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"recipe ecmt: {said}"):
+        recipe_named("ecmt", **options)
+
+
+def test_values_that_json_writes_differently_are_taken() -> None:
+    assert recipe_named("ecmt", cutoff=1, analog=["a.*"]) == recipe_named("ecmt", cutoff=1.0, analog=("a.*",))
+    assert recipe_named("ecmt-code", fc2=[1, 2], softmax=None) == recipe_named(
+        "ecmt-code", fc2=(1.0, 2.0), softmax=None
+    )
+
+
+def test_analog_patterns_are_a_list() -> None:
+    for wrong in ("blocks.0", (1,)):
+        with pytest.raises(ConfigError, match="analog takes a list of module-name patterns"):
+            Policy(analog=wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("field", ["name", "neuron", "range", "steps", "policy", "threshold_bits", "kinds", "patterns"])
 def test_a_recipe_is_frozen(field: str) -> None:
     recipe = recipe_named("ecmt")

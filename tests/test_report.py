@@ -19,7 +19,14 @@ from transpike._evaluate import Evaluation, evaluate
 from transpike._model import SpikingModel
 from transpike.errors import ConfigError, MissingExtra
 from transpike.measure import Agreement, Tally, interval
-from transpike.report import accuracy_picture, accuracy_table, document, firing_picture, write_report
+from transpike.report import (
+    accuracy_picture,
+    accuracy_table,
+    document,
+    energy_picture,
+    firing_picture,
+    write_report,
+)
 from transpike.zoo.digits import load_digits, load_model
 
 STEPS, SAMPLES = 4, 120
@@ -232,7 +239,7 @@ def test_folder_holds_report_and_pictures(snn: SpikingModel, labelled: Evaluatio
     pytest.importorskip("matplotlib", reason="pictures are the extra 'plots'")
     report = document(snn, labelled)
     written = write_report(tmp_path / "new", report, labelled)
-    assert [path.name for path in written] == ["report.json", "accuracy.png", "firing.png"]
+    assert [path.name for path in written] == ["report.json", "accuracy.png", "energy.png", "firing.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in written)
     assert json.loads(written[0].read_text(encoding="utf-8")) == report
     for picture in written[1:]:
@@ -240,6 +247,44 @@ def test_folder_holds_report_and_pictures(snn: SpikingModel, labelled: Evaluatio
         assert 800 <= width <= 1600
         assert 500 <= height <= 2000
         assert 10_000 < picture.stat().st_size < 500_000
+
+
+def test_energy_picture_has_every_account_and_break_even_point(snn: SpikingModel, labelled: Evaluation) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are the extra 'plots'")
+    from transpike.report.energy_picture import energy_figure
+
+    sheet = strict(document(snn, labelled))["energy_sheet"]
+    upper, lower = energy_figure(sheet).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in upper.get_lines()}
+    for account in ("paper's", "compute-complete", "with memory", "with memory, shared reads"):
+        (wanted,) = [c for c in sheet["comparisons"] if (c["opponent"], c["account"]) == ("FP32", account)]
+        assert drawn[account] == wanted["ratio"]
+    assert drawn["_break-even"] == [1, 1]
+    lines = {line.get_label(): list(line.get_ydata()) for line in lower.get_lines()}
+    assert lines["spikes per synapse"] == sheet["spikes_per_synapse"]
+    assert lines["spikes per neuron"] == sheet["spikes_per_neuron"]
+    assert lines["_same silicon, one word per neuron"] == [1.72, 1.72]
+    assert lines["_compute only, FP32 against FP32"] == [pytest.approx(4.6 / 0.9)] * 2
+    (band,) = lower.patches
+    assert (band.get_label(), band.get_y(), band.get_height()) == (
+        "_memory counted, by kind of ANN accelerator", 0.15, pytest.approx(1.38 - 0.15)
+    )  # fmt: skip
+    texts = [text.get_text().replace("\n", " ") for text in lower.texts]
+    assert "1.72 per neuron: same silicon, one word per neuron (Davidson and Furber)" in texts
+    assert "0.15 to 1.38 per synapse: memory counted, by kind of ANN accelerator (Dampfhoffer et al.)" in texts
+    assert "5.11 per synapse: compute only, FP32 against FP32 (horowitz-45nm)" in texts
+    heights = sorted(text.get_position()[1] for text in lower.texts)
+    assert len(heights) == 4 and min(np.diff(heights)) > 0.149  # names do not cover each other
+
+
+@pytest.mark.parametrize("steps", [1, 64])
+def test_energy_picture_of_any_length(steps: int, snn: SpikingModel, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures are the extra 'plots'")
+    sheet = document(snn, evaluate(snn, batches(2), steps=steps))["energy_sheet"]
+    assert png_size(energy_picture(sheet, tmp_path / "energy.png"))[0] == 1200
+    silent = {**sheet, "spikes_per_synapse": [0.0] * steps, "spikes_per_neuron": [0.0] * steps}
+    unknown = [{**c, "ratio": [None] * steps} for c in sheet["comparisons"]]
+    assert png_size(energy_picture({**silent, "comparisons": unknown}, tmp_path / "silent.png"))[0] == 1200
 
 
 def test_report_without_pictures(snn: SpikingModel, labelled: Evaluation, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def convert(
         example, calibration = _peek(calibration, example)
     captured = capture(model, example, batch_dim=batch_dim)
     decided = plan(captured, recipe.policy, notes=recipe.lines())
+    recipe.policy.check_patterns(decided.layers)
     if not decided.sites:
         raise PlanError(
             "no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer"

@@ -58,15 +58,21 @@ class LevelCounts:
         )
         return Table("Share of spikes by level", columns, rows, (f"{self.samples} samples, T={self.steps}",))
 
-    def _by_size(self, site: str) -> dict[int, float]:
+    def shares(self, site: str) -> dict[tuple[int, int], float]:
+        """Share of the site's spikes by (sign, k), k powers of two below the largest level of that sign."""
         amplitudes, counts = np.array(self.amplitudes[site]), self.counts[site].sum(0)
-        found: dict[int, float] = {}
+        found: dict[tuple[int, int], float] = {}
         for sign in (1, -1):
             chosen = sign * amplitudes > 0
             largest = np.abs(amplitudes[chosen]).max(initial=0)
             for amplitude, count in zip(np.abs(amplitudes[chosen]), counts[chosen], strict=True):
-                size = int(round(np.log2(largest / amplitude)))
-                found[size] = found.get(size, 0) + count / max(counts.sum(), 1)
+                found[sign, int(round(np.log2(largest / amplitude)))] = float(count / max(counts.sum(), 1))
+        return found
+
+    def _by_size(self, site: str) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for (_, size), share in self.shares(site).items():
+            found[size] = found.get(size, 0) + share
         return found
 
     def __str__(self) -> str:

@@ -10,12 +10,15 @@ compensation modules keep explicit sums. It proves that the fast simulator simul
 
 With w(t) of the code, a compensated nonlinearity emits w(t) F(S(t)/w(t)) - w(t-1) F(S(t-1)/w(t-1)), and a product of
 two spiking signals emits P(t)/w(t) - P(t-1)/w(t-1), P(t) = P(t-1) + a b + a B(t-1) + A(t-1) b, with A, B the sums of
-its operands' spikes; with `product_terms` 2, P(t) = P(t-1) + a B(t) + A(t-1) b, which is the same with one term less. Source: arXiv 2502.21193 (rate); arXiv 2503.00301 in running-estimate form (sum).
+its operands' spikes; with `product_terms` 2, P(t) = P(t-1) + a B(t) + A(t-1) b, which is the same with one term
+less. Source: arXiv 2502.21193 (rate); arXiv 2503.00301 in running-estimate form (sum).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +30,8 @@ from . import ops
 from ._execute import call, run_prefix
 from ._model import SpikingModel
 from ._simulate import Run
-from .errors import ConfigError
+from ._state import State, batch_of
+from .errors import ConfigError, DataError
 from .measure import Tally
 from .neurons import Neuron
 from .types import Role, Threshold
@@ -35,30 +39,29 @@ from .types import Role, Threshold
 Values = dict[torch.fx.Node, Any]
 
 
-@dataclass
-class State:
-    """All that survives a step: membranes by site; by node, sums of operands, P, and the total a module has emitted."""
-
-    t: int = 0
-    membranes: dict[str, torch.Tensor] = field(default_factory=dict)
-    sums: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
-    products: dict[str, torch.Tensor] = field(default_factory=dict)
-    emitted: dict[str, torch.Tensor] = field(default_factory=dict)
-    output: torch.Tensor | None = None
-
-
 @dataclass(frozen=True)
 class Spikes:
-    """One step of one neuron: `channels` [2n, ...] bool, `amplitudes` [2n], what a spike of each channel is worth."""
+    """One step of one neuron: `channels` [2n, ...] bool, `amplitudes` [2n], what a spike of each channel is worth; of a
+    neuron that fires several times in a step, 2n for each firing."""
 
     channels: torch.Tensor
     amplitudes: tuple[float, ...]
     dtype: torch.dtype
 
-    @property
+    @cached_property
     def value(self) -> torch.Tensor:
         worth = torch.tensor(self.amplitudes, dtype=self.dtype, device=self.channels.device)
         return torch.tensordot(worth, self.channels.to(self.dtype), dims=1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What step t gave: the network's `output` after it, what each site `emitted` in it, the `state` it left."""
+
+    t: int
+    output: torch.Tensor
+    emitted: Mapping[str, Spikes]
+    state: State
 
 
 class BrokenPromise(AssertionError):
@@ -83,39 +86,63 @@ class Literal:
     def weight(self, t: int) -> float:
         return float(t) if self.rate else 1.0
 
-    @torch.no_grad()
     def run(self, inputs: Any, *, steps: int, state: State | None = None) -> tuple[Run, State]:
-        """Steps state.t + 1 .. steps; `state` continues an earlier run on the same inputs."""
-        leaves = self.model.prepare(inputs)
-        state = state or State()
-        tally = Tally(steps - state.t, samples=self.model.samples_in(leaves))
-        crossing = run_prefix(self.model.program, leaves)
-        outputs = []
-        first = state.t
-        for t in range(first + 1, steps + 1):
-            outputs.append(self.step(crossing, state, t, tally, t - 1 - first))
+        """Steps state.t + 1 .. steps; `state` continues an earlier run on the same inputs, and stays as it is.
+
+        Raises: ConfigError for steps < 1 or not beyond the state; DataError for inputs of another shape or other than
+        the state's, NaN or infinity at a site.
+        """
+        outputs, first = [], 0 if state is None else state.t
+        _check_steps(steps, first)
+        tally = Tally(steps - first, samples=self.model.samples_in(self.model.prepare(inputs)))
+        for step in self.walk(inputs, steps=steps, state=state):
+            outputs.append(step.output)
+            for site, spikes in step.emitted.items():
+                fired = spikes.channels.sum().reshape(1).cpu().numpy()
+                tally.add_spikes(site, step.t - 1 - first, fired, spikes.channels[0].numel() // max(tally.samples, 1))
+            state = step.state
+        assert state is not None
         return Run(torch.stack(outputs), tally, "literal"), state
 
-    def step(self, crossing: Values, state: State, t: int, tally: Tally, row: int) -> torch.Tensor:
+    @torch.no_grad()
+    def walk(self, inputs: Any, *, steps: int, state: State | None = None) -> Iterator[Step]:
+        """The same, one step after the other."""
+        state = state or State()
+        _check_steps(steps, state.t)
+        leaves = self.model.prepare(inputs)
+        batch = batch_of(leaves)
+        state.check_batch(batch)
+        crossing = run_prefix(self.model.program, leaves)
+        for t in range(state.t + 1, steps + 1):
+            state = state.copy()
+            state.batch = batch
+            emitted: dict[str, Spikes] = {}
+            output = self.step(crossing, state, t, emitted)
+            yield Step(t, output, emitted, state)
+
+    def step(self, crossing: Values, state: State, t: int, emitted: dict[str, Spikes]) -> torch.Tensor:
         state.t = t
         values: Values = {}
         for node in self.model.program.body:
             if ops.is_site(node):
-                values[node] = self._neuron(node, self._arg(node.args[0], values, crossing, t), state, tally, row)
+                spikes = self._neuron(node, self._arg(node.args[0], values, crossing, t), state)
+                values[node] = emitted[str(node.args[1])] = spikes
             else:
                 values[node] = self._operator(node, values, crossing, state, t)
             for dead in self.model.program.dead_after.get(node, ()):
                 values.pop(dead, None)
         result = self.model.program.output.args[0]
-        emitted = values[result[0] if isinstance(result, (tuple, list)) else result]  # type: ignore[index]
-        state.output = emitted if state.output is None else state.output + emitted
+        given = values[result[0] if isinstance(result, (tuple, list)) else result]  # type: ignore[index]
+        state.output = given if state.output is None else state.output + given
         return state.output / self.weight(t)
 
     # --- neurons -----------------------------------------------------------------------------------------------------
 
-    def _neuron(self, node: torch.fx.Node, drive: torch.Tensor, state: State, tally: Tally, row: int) -> Spikes:
+    def _neuron(self, node: torch.fx.Node, drive: torch.Tensor, state: State) -> Spikes:
         """v += x; at most one level fires; v -= what it is worth."""
         site = str(node.args[1])
+        if not bool(torch.isfinite(drive).all()):
+            raise DataError(f"site {site} received NaN or infinity; check the inputs, or run in a wider dtype")
         neuron, threshold = self.model.neurons[site], self.model.thresholds[site]
         membrane = state.membranes.get(site, torch.zeros_like(drive)) + drive
         firings = []
@@ -126,9 +153,6 @@ class Literal:
                 raise BrokenPromise(f"site {site}: two channels of one neuron fired at once in step {state.t}")
         state.membranes[site] = membrane
         spikes = _together(firings)
-        fired = spikes.channels.sum(0)
-        neurons = fired.numel() // max(tally.samples, 1)
-        tally.add_spikes(site, row, fired.sum().reshape(1).cpu().numpy(), neurons)
         return spikes
 
     # --- operators ---------------------------------------------------------------------------------------------------
@@ -241,6 +265,13 @@ class Literal:
         others = {n: values[n] if n in values else crossing[n] for n in node.all_input_nodes if n is not source}
         moved = [call(node, {**others, source: channel}) for channel in spikes.channels]
         return Spikes(torch.stack(moved), spikes.amplitudes, spikes.dtype)
+
+
+def _check_steps(steps: int, first: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    if steps <= first:
+        raise ConfigError(f"the state is that after step {first} already; ask for more steps than {first}, not {steps}")
 
 
 def to_channels(neuron: Neuron, threshold: Threshold, emitted: torch.Tensor) -> Spikes:

@@ -57,8 +57,11 @@ def _locate(path: str | Path, download: bool) -> Path:
             huggingface_hub.snapshot_download(str(path), local_files_only=not download, allow_patterns=patterns)
         )
     except (HFValidationError, OSError, ValueError) as error:
-        hint = "" if download else "; to fetch it from the Hub, pass download=True (--download)"
-        raise ConfigError(f"{path} is not a folder, nor a repository in the local Hub cache{hint}") from error
+        where = "on the Hub, or it cannot be reached" if download else "in the local Hub cache"
+        fetch = "" if download else f", or fetch it in Python: transpike.load({str(path)!r}, download=True)"
+        raise ConfigError(
+            f"{path} is not a folder, nor a repository {where}; name a folder that transpike convert wrote{fetch}"
+        ) from error
 
 
 def _module(config: Mapping[str, Any], directory: Path, model: torch.nn.Module | None) -> torch.nn.Module:

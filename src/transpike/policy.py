@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import ConfigError
+from .types import Layer
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,20 @@ class Policy:
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if isinstance(self.analog, str) or not all(isinstance(pattern, str) for pattern in self.analog):
+            raise ConfigError(f"analog takes a list of module-name patterns, not {self.analog!r}")
         object.__setattr__(self, "analog", tuple(self.analog))
+
+    def check_patterns(self, layers: Iterable[Layer]) -> None:
+        """Raises ConfigError naming a pattern that matches the module of no layer: a slip would go unseen."""
+        modules = {layer.module for layer in layers}
+        for pattern in self.analog:
+            if not any(fnmatch.fnmatchcase(module, pattern) for module in modules):
+                close = difflib.get_close_matches(pattern, modules, n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                raise ConfigError(
+                    f"analog pattern {pattern!r} matches the module of no layer; {hint}transpike inspect names them"
+                )
 
     def lines(self) -> tuple[str, ...]:
         text = f"first layer {self.first_layer}, head {self.head}, elementwise products {self.elementwise_products}"

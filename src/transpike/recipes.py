@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from ._arguments import check_arguments
 from .errors import ConfigError
 from .neurons import NEURONS, Differential, MultiThreshold, Neuron, PublishedMultiThreshold
 from .observers import RANGE_RULES, Balanced, Percentile, RangeRule
@@ -302,12 +303,13 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 
 
 def recipe_named(name: str, **options: Any) -> Recipe:
-    """The recipe of that name with options changed. Raises ConfigError with suggestions."""
+    """The recipe of that name with options changed.
+
+    Raises: ConfigError, with suggestions, for a name or option there is not, and for a value the option does not take.
+    """
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise ConfigError(f"no recipe named {name!r}; {hint}known recipes: {', '.join(RECIPES)}")
-    try:
-        return RECIPES[name](**options)
-    except TypeError as error:
-        raise ConfigError(f"recipe {name}: {error}") from error
+    check_arguments(RECIPES[name], options, f"recipe {name}")
+    return RECIPES[name](**options)

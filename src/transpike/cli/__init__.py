@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ..errors import TranspikeError
-from . import convert, demo, evaluate, export, inspect, layers
+from . import convert, demo, evaluate, export, inspect, layers, literal
 from .console import no_logs, remark
 
 # The base of all complaints about arguments; typer brings its own copy of click in some versions.
@@ -30,6 +30,7 @@ app.command("convert")(convert.convert)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("layers")(layers.layers)
+app.command("literal")(literal.literal)
 app.add_typer(export.app, name="export")
 
 

@@ -49,6 +49,7 @@ def inspect(
     try_model(module, example, where="inputs")
     captured = capture(module, example, batch_dim=batch_dim)
     decided = plan(captured, dataclasses.replace(chosen.policy, allow_unknown=True), notes=chosen.lines())
+    chosen.policy.check_patterns(decided.layers)
     show(decided.site_table())
     show(decided.operator_table())
     parameters = sum(p.numel() for p in module.parameters())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .console import Failures, progress, remark, show
+
+if TYPE_CHECKING:
+    from .._levels import LevelCounts
+    from .._model import SpikingModel
 
 
 def layers(
@@ -21,6 +26,9 @@ def layers(
     report: Annotated[str | None, typer.Option(help="Write layers.json and layers.png to this folder.")] = None,
     limit: options.Limit = None,
     worst: Annotated[int, typer.Option(help="Sites in the table of the worst.")] = 10,
+    levels: Annotated[
+        bool, typer.Option("--levels", help="Also count spikes by level: a table, in the JSON, and levels.png.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="module:factory that builds the model of DIR, where only you can.")
     ] = None,
@@ -40,6 +48,7 @@ def layers(
 
     from .. import pipeline
     from .._diagnose import diagnose
+    from .._levels import LevelCounts
     from ..errors import ConfigError
     from ..files import write_json
     from ..report.layers import layers_document, write_layers
@@ -53,20 +62,33 @@ def layers(
     ready = pipeline.ready_saved(target, owner, asked)
     if ready.remark:
         remark(ready.remark)
-    failures = Failures()
+    failures, counted = Failures(), LevelCounts(steps) if levels else None
     with progress(f"simulating T = {steps}", len(ready.part.samples)) as advance:
         batches = pipeline.inputs_of(ready.part, batch_size, failures)
+        if counted is not None:
+            batches = _counting(ready.network, batches, counted)
         view = diagnose(ready.network, batches, steps=steps, progress=advance)
     show(view.table())
     show(view.worst_table(worst))
+    if counted is not None:
+        show(counted.table())
     if failures.items:
         remark(f"{len(failures.items)} samples could not be read and were skipped")
     document = layers_document(
         ready.network, view, source=ready.source, data=ready.part.record(), failed=failures.items, command=sys.argv,
-        seed=seed,
+        seed=seed, levels=counted,
     )  # fmt: skip
     if json is not None:
         remark(f"wrote {write_json(Path(json), document)}")
     if report is not None:
-        for path in write_layers(Path(report), document, view):
+        for path in write_layers(Path(report), document, view, counted):
             remark(f"wrote {path}")
+
+
+def _counting(model: SpikingModel, batches: Iterable[Any], counted: LevelCounts) -> Iterator[Any]:
+    """The same batches, whose spikes are added to `counted` on the way."""
+    from .._levels import count_levels
+
+    for inputs in batches:
+        yield inputs  # first, so that what is wrong with a batch is said by who reads it
+        counted += count_levels(model, inputs, steps=counted.steps)

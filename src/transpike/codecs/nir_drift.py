@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +9,7 @@ import torch.fx
 
 from .._execute import run_body, run_prefix
 from ..errors import ConfigError
-from ..table import Table
+from ..measure.drift import Drift
 from .nir_graph import facts
 from .nir_run import run_nir
 
@@ -18,35 +17,6 @@ if TYPE_CHECKING:
     import nir
 
     from .._model import SpikingModel
-
-
-@dataclass(frozen=True)
-class Drift:
-    """After each step: `outputs`, the largest absolute difference of the network's output, whose largest size is
-    `scale`; `spikes`, of `neurons`, how many emitted something else, beside `emitted`, how many spiked."""
-
-    outputs: tuple[float, ...]
-    scale: float
-    spikes: tuple[int, ...]
-    emitted: tuple[int, ...]
-    neurons: int
-
-    def table(self) -> Table:
-        rows = tuple(
-            (str(t), f"{difference:.3g}", f"{wrong:,}", f"{spikes:,}")
-            for t, (difference, wrong, spikes) in enumerate(
-                zip(self.outputs, self.spikes, self.emitted, strict=True), 1
-            )
-        )
-        note = f"largest output {self.scale:.4g}; {self.neurons:,} neurons, all samples together"
-        columns = ("t", "max |output difference|", "spikes that differ", "spikes")
-        return Table("Drift of the NIR graph", columns, rows, (note,))
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Any:
-        return self.table().__rich__()
 
 
 @torch.no_grad()
@@ -77,4 +47,4 @@ def drift(model: SpikingModel, graph: nir.NIRGraph, inputs: Any, *, steps: int) 
         wrong.append(sum(int((a != b).sum()) for a, b in pairs))
         spikes.append(sum(int((b != 0).sum()) for _, b in pairs))
     neurons = sum(value.numel() for value in emitted.values())
-    return Drift(tuple(outputs), scale, tuple(wrong), tuple(spikes), neurons)
+    return Drift("NIR graph", tuple(outputs), scale, tuple(wrong), tuple(spikes), neurons)

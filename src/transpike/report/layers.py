@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._levels import LevelCounts
 from .._model import SpikingModel
 from ..files import write_json
 from ..measure.fidelity import LayerView
 from .document import _plain
 from .layers_picture import layers_picture
+from .levels_picture import levels_picture
 from .machine import versions
 
 
@@ -23,10 +25,12 @@ def layers_document(
     failed: list[dict[str, str]] | None = None,
     command: list[str] | None = None,
     seed: int | None = None,
+    levels: LevelCounts | None = None,
 ) -> dict[str, Any]:
-    """`view.to_json()` and everything needed to repeat it, as JSON values."""
+    """`view.to_json()` and everything needed to repeat it, as JSON values; `levels`: spikes by level, if counted."""
     content = {
         **view.to_json(),
+        "levels": None if levels is None else levels.to_json(),
         "source": source,
         "recipe": model.recipe.to_json(),
         "thresholds": {name: threshold.to_json() for name, threshold in model.thresholds.items()},
@@ -40,10 +44,13 @@ def layers_document(
     return _plain(content, "layers")
 
 
-def write_layers(folder: Path, document: Mapping[str, Any], view: LayerView) -> list[Path]:
-    """Write layers.json and layers.png; returns what was written.
+def write_layers(
+    folder: Path, document: Mapping[str, Any], view: LayerView, levels: LevelCounts | None = None
+) -> list[Path]:
+    """Write layers.json, layers.png and, with `levels`, levels.png; returns what was written.
 
     Raises: MissingExtra when matplotlib is absent (layers.json is then already there); ConfigError when the folder
     cannot be written.
     """
-    return [write_json(folder / "layers.json", document), layers_picture(view, folder / "layers.png")]
+    written = [write_json(folder / "layers.json", document), layers_picture(view, folder / "layers.png")]
+    return written if levels is None else [*written, levels_picture(levels, folder / "levels.png")]
