@@ -100,6 +100,8 @@ def _observe(
 ) -> int:
     """Run this process's share of the batches; returns the samples of all."""
     samples = 0
+    if progress is not None:
+        progress(samples)
     device = next((p.device for p in observing.module.parameters()), torch.device("cpu"))
     for number, batch in enumerate(batches):
         leaves = _cut(captured, captured.flatten(batch), max_samples, samples)

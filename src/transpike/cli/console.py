@@ -46,9 +46,9 @@ def show(table: object) -> None:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int, *, resumes: bool = False) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on a terminal; nothing elsewhere. Yields a function that takes the samples done;
-    those of its first call were done before, and count for neither rate nor time left."""
+    those of its first call were done before, and count for neither rate nor time left. `resumes`: say how many."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -65,8 +65,10 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         def advance(done: int) -> None:
             if bar.tasks[task].started:
                 bar.update(task, completed=done)
-            else:
-                bar.reset(task, completed=done)
+                return
+            bar.reset(task, completed=done)
+            if resumes and done:
+                remark(f"{done} of {total} samples were done before")
 
         yield advance
 

@@ -113,7 +113,7 @@ def evaluate(
     if ready.remark:
         remark(ready.remark)
     converted = time.perf_counter()
-    with progress(f"simulating T = {steps}", len(ready.part.samples)) as advance:
+    with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
             ready.network,
             ready.part,
