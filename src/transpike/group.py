@@ -114,7 +114,7 @@ def _gather(content: bytes) -> list[bytes]:
         lengths = gather(torch.tensor([len(content)], device=device)).tolist()
         padded = bytearray(content.ljust(max(lengths)))
         rows = gather(torch.frombuffer(padded, dtype=torch.uint8)[None].to(device)).cpu()
-    return [bytes(row[:length].tolist()) for row, length in zip(rows, lengths, strict=True)]
+    return [row[:length].numpy().tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 @contextlib.contextmanager
