@@ -201,7 +201,26 @@ def test_alone_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingExtra, match=r"transpike\[distributed\]"):
         join()
-    assert main(["eval", "digits", "--data", "digits"]) == 2
+    monkeypatch.setattr(sys, "argv", ["transpike", "eval", "digits", "--data", "digits"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+
+
+@needs_accelerate
+@pytest.mark.parametrize("hooks", [False, True])
+def test_a_dispatched_model_is_captured(snn: Any, hooks: bool) -> None:
+    """As `device_map` leaves it, on one device: with and without the hooks that move tensors between devices."""
+    from accelerate import dispatch_model
+
+    model = load_model()
+    names = [name for name, _ in model.named_children()] + [name for name, _ in model.named_parameters(recurse=False)]
+    where = dict.fromkeys(names, "cpu") if hooks else {"": "cpu"}
+    model = dispatch_model(model, where, main_device="cpu", force_hooks=hooks)
+    assert hasattr(model, "_hf_hook") == hooks
+    dispatched = transpike.convert(model, list(images(30).split(7)), "ecmt")
+    x = images(5, "test")
+    assert torch.equal(dispatched.simulate(x, 2).outputs, snn.simulate(x, 2).outputs)
 
 
 def processes(words: list[str], folder: Path, count: int = 2) -> list[tuple[int, str, str]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,8 @@ from .errors import ConfigError, DataError
 from .group import ALONE, Group
 from .measure import Agreement, Tally
 from .zoo import digest
+
+MEETING = 2.0  # seconds between two meetings of several processes: at most this much work is lost with a kill
 
 
 class LabelledBatch(Protocol):
@@ -135,7 +138,7 @@ def evaluate_numbered(
         again = 0 if book is None else done if whole else min(done, 1)
         shares = _outcomes(model, read, steps, mode, (done, again), book, group, kept)
         _tell(total, progress, on_failure, total.failed)
-        while fresh := sorted(filter(None, group.exchange(next(shares, None))), key=lambda share: share["batch"]):
+        for fresh in _rounds(shares, group):
             for entry in fresh:
                 if book is not None:
                     book.append(entry)
@@ -188,6 +191,22 @@ def _outcomes(
         yield {"batch": item.number, "content": content, **_outcome(model, item, steps, mode).to_json()}
     if book is not None and compared < again:
         raise ConfigError(f"journal {book.path} has {again} batches, but now there are only {compared}")
+
+
+def _rounds(shares: Iterator[dict[str, Any]], group: Group) -> Iterator[list[dict[str, Any]]]:
+    """The entries of all processes in ascending order, as often as they meet: after every batch or, where batches are
+    quick, after as many as take MEETING seconds, so that nobody waits for the slower one of every pair."""
+    turns = 1
+    while True:
+        started = perf_counter()
+        mine = list(islice(shares, turns))
+        answers = group.exchange([perf_counter() - started, mine])
+        fresh = sorted((entry for _, entries in answers for entry in entries), key=lambda entry: entry["batch"])
+        if not fresh:
+            return
+        yield fresh
+        slowest = max(seconds for seconds, _ in answers) / turns
+        turns = 1 if group.count == 1 else max(1, min(64, int(MEETING / max(slowest, 1e-9))))
 
 
 def _outcome(model: SpikingModel, item: Numbered, steps: int, mode: str) -> Outcome:

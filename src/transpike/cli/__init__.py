@@ -73,9 +73,11 @@ def _together() -> Iterator[None]:
 
 def _part(code: int) -> int:
     """Wait until all processes are done, then leave; returns 2 where another one failed meanwhile."""
-    group = join()
-    if group == ALONE:
+    import torch.distributed
+
+    if not torch.distributed.is_initialized() or code == INTERRUPTED:  # who was interrupted may owe an exchange
         return code
+    group = join()
     for _ in range(2):  # the second time for the process that failed, which still has to say why
         try:
             group.exchange(None)
