@@ -226,6 +226,16 @@ def test_two_runs_do_not_write_one_journal(snn: Any, part: Any, tmp_path: Path) 
         run(snn, part, tmp_path)
 
 
+def test_a_journal_that_cannot_be_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "digits", "--data", "digits", "--journal", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot write --journal")
+    (tmp_path / "thesis").write_text("my thesis")
+    assert main(["eval", "digits", "--data", "digits", "--limit", "8", "--journal", str(tmp_path / "thesis")]) == 2
+    assert "is not a journal of transpike" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_samples_that_cannot_be_read_stay_told(snn: Any, part: Any, tmp_path: Path) -> None:
     """Two of one batch, and one batch altogether: skipped, remembered, in order, and not tried again."""
     broken = {7, 9, *range(12, 18)}
@@ -239,7 +249,7 @@ def test_samples_that_cannot_be_read_stay_told(snn: Any, part: Any, tmp_path: Pa
     again: list[tuple[str, str]] = []
     continued = run(snn, spoilt, tmp_path / "j", on_failure=lambda item, error: again.append((item, str(error))))
     assert numbers(continued) == numbers(expected) and again == told
-    with pytest.raises(DataError, match="none of 40 can be read; the first failure: bad sector 0"):
+    with pytest.raises(DataError, match="none of the 40 samples can be read; the first failure: bad sector 0"):
         run(snn, pipeline.Part(Unreadable(part.samples, set(range(SAMPLES))), "digits"))  # type: ignore[arg-type]
 
 

@@ -146,8 +146,9 @@ def evaluate_numbered(
                 total += outcome
                 _tell(total, progress, on_failure, outcome.failed)
     if total.score.samples == 0:
-        reason = f"none of {len(total.failed)} can be read; the first failure: {total.failed[0][1]}"
-        raise DataError(f"there is no sample to evaluate{': ' + reason if total.failed else ''}")
+        count_failed, first = len(total.failed), next((error for _, error in total.failed), "")
+        none = f"none of the {count_failed} samples can be read; the first failure: {first}"
+        raise DataError(none if total.failed else "there is no sample to evaluate")
     return Evaluation(total.score, total.tally, paper_account(total.tally, model.plan), total.mode)
 
 
