@@ -16,6 +16,7 @@ from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import Run, simulate
 from .errors import TranspikeError
+from .group import Group, join
 from .measure.fidelity import LayerView, SiteReport
 from .policy import Policy
 from .recipes import RECIPES, Recipe, SiteChoice
@@ -27,6 +28,7 @@ __all__ = [
     "Calibration",
     "Captured",
     "Evaluation",
+    "Group",
     "LayerView",
     "Plan",
     "Policy",
@@ -44,6 +46,7 @@ __all__ = [
     "convert",
     "diagnose",
     "evaluate",
+    "join",
     "load",
     "plan",
     "simulate",

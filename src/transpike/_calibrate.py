@@ -15,9 +15,11 @@ from ._capture import Captured
 from ._plan import Plan
 from ._sensitivity import fisher_information
 from .errors import CalibrationError, ConfigError
+from .group import ALONE, Group
 from .observers import Balanced, Histogram
 from .recipes import Recipe, round_up
 from .types import Site, Threshold
+from .zoo import weights_digest
 
 Progress = Callable[[int], None]
 
@@ -60,10 +62,12 @@ def calibrate(
     *,
     max_samples: int | None = 512,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> Calibration:
     """Watch every site on `batches` and set its threshold by the recipe's rule.
 
     Arguments: batches -- model inputs (tensors, tuples, dicts), unlabelled; read until `max_samples` samples are seen.
+    group -- processes that divide the batches; each is given all of them, and all return the same Calibration.
     Returns: the same thresholds for any batch size or order of the same samples, as far as the activations themselves
     are the same (floating-point kernels may differ by rounding between batch sizes).
     Raises: CalibrationError for no samples, NaN or infinity, or a site that saw no data, naming it; ConfigError for
@@ -75,20 +79,10 @@ def calibrate(
     together = [site for site in plan.sites if _together(choices[site.name])]
     kept: list[tuple[tuple[torch.Tensor, ...], int]] = []  # what a second pass needs: inputs, not activations
     histograms = {name: Histogram() for name, choice in choices.items() if choice.threshold is None}
-    observing = Observing(marked, histograms)
-    samples = 0
-    device = next((p.device for p in marked.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        for batch in batches:
-            leaves = _cut(captured, captured.flatten(batch), max_samples, samples)
-            observing.run(*(leaf.to(device) for leaf in leaves))
-            samples += batch_size(captured, leaves)
-            if together:
-                kept.append((tuple(leaf.to(device) for leaf in leaves), batch_size(captured, leaves)))
-            if progress is not None:
-                progress(samples)
-            if max_samples is not None and samples >= max_samples:
-                break
+    with group.telling():
+        observing = Observing(marked, histograms)
+        samples = _observe(captured, observing, batches, max_samples, progress, group, kept if together else None)
+        _merge(histograms, marked, samples, group)
     if samples == 0:
         raise CalibrationError("calibration got no samples; pass at least one batch of model inputs")
     blind = [name for name, histogram in histograms.items() if histogram.count == 0]
@@ -128,6 +122,45 @@ def _balanced(
     picks = allocate(recipe.range, options, sensitivities, sum(samples for _, samples in kept))  # type: ignore[arg-type]
     thresholds = {name: options[name].thresholds[j] for name, j in picks.items()}
     return thresholds, {name: options[name].levels[j] for name, j in picks.items()}
+
+
+@torch.no_grad()
+def _observe(
+    captured: Captured,
+    observing: Observing,
+    batches: Iterable[Any],
+    max_samples: int | None,
+    progress: Progress | None,
+    group: Group,
+    kept: list[tuple[tuple[torch.Tensor, ...], int]] | None,
+) -> int:
+    """Run this process's share of the batches; returns the samples of all. `kept` gets every batch's inputs."""
+    samples = 0
+    if progress is not None:
+        progress(samples)
+    device = next((p.device for p in observing.module.parameters()), torch.device("cpu"))
+    for number, batch in enumerate(batches):
+        leaves = tuple(leaf.to(device) for leaf in _cut(captured, captured.flatten(batch), max_samples, samples))
+        if kept is not None:
+            kept.append((leaves, batch_size(captured, leaves)))
+        if number % group.count == group.index:
+            observing.run(*leaves)
+        samples += batch_size(captured, leaves)
+        if progress is not None:
+            progress(samples)
+        if max_samples is not None and samples >= max_samples:
+            break
+    return samples
+
+
+def _merge(histograms: Mapping[str, Histogram], marked: torch.fx.GraphModule, samples: int, group: Group) -> None:
+    """Make every histogram that of all processes. Counts are whole numbers, so the sum is what one process counts."""
+    if group.count == 1:
+        return
+    group.require_same([weights_digest(marked), samples, list(histograms)], "weights or calibration samples")
+    extremes = group.exchange([[histogram.minimum, histogram.maximum] for histogram in histograms.values()])
+    for histogram, pairs in zip(histograms.values(), zip(*extremes, strict=True), strict=True):
+        histogram.merge_all(pairs, group.add)
 
 
 def _measured(choice: Any, histogram: Histogram, recipe: Recipe) -> Threshold:

@@ -20,6 +20,7 @@ from ._model import SpikingModel
 from ._plan import plan
 from ._simulate import batch_axis_of_output
 from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
+from .group import ALONE, Group
 from .measure import per_step
 from .recipes import Recipe, recipe_named
 from .zoo import check_finite
@@ -34,6 +35,7 @@ def convert(
     batch_dim: int = 0,
     max_samples: int | None = 512,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> SpikingModel:
     """Turn a pretrained module, unedited, into a spiking network without training.
 
@@ -44,6 +46,7 @@ def convert(
         recipe -- a name from `transpike.RECIPES` or a `Recipe`.
         example -- a batch to capture with; the first calibration batch by default, required with given thresholds.
         batch_dim -- where the inputs have their batch.
+        group -- processes that divide the calibration batches (`transpike.join()`); each is given all of them.
     Returns: a SpikingModel. Raises: CaptureError, PlanError, CalibrationError, CheckpointError (NaN weights),
     ConfigError, DataError; each names the module, site or tensor.
     """
@@ -76,7 +79,9 @@ def convert(
     if thresholds is not None:
         found = given(decided, thresholds)
     else:
-        found = calibrate(captured, marked, decided, recipe, calibration, max_samples=max_samples, progress=progress)
+        found = calibrate(
+            captured, marked, decided, recipe, calibration, max_samples=max_samples, progress=progress, group=group
+        )
     if found.levels:
         recipe = replace(recipe, site_levels={**recipe.site_levels, **found.levels})
     return assemble(model, captured, marked, decided, recipe, found, example)

@@ -27,7 +27,8 @@ class SpikingModel:
     """A converted network. Its weights are those of the source module (shared, unchanged); all it adds are thresholds.
 
     Attributes: plan, recipe, calibration -- the decisions, all printable. source_module -- the module that was
-    converted. unfoldable -- why the time-steps cannot be folded into the batch, or "".
+    converted. unfoldable -- why the time-steps cannot be folded into the batch, or "". kernel -- how `simulate` runs
+    neurons unless told otherwise: "auto", "compiled" or "eager".
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SpikingModel:
         self.recipe = recipe
         self.calibration = calibration
         self.unfoldable = unfoldable
+        self.kernel = "auto"
         self.program = cut(marked)
         self.neurons: Mapping[str, Neuron] = {site.name: recipe.neuron_for(site) for site in plan.sites}
 
@@ -92,7 +94,7 @@ class SpikingModel:
         return sum(site.neurons for site in self.plan.sites)
 
     def simulate(
-        self, inputs: Any, steps: int | None = None, *, mode: str = "auto", count: bool = True, kernel: str = "auto"
+        self, inputs: Any, steps: int | None = None, *, mode: str = "auto", count: bool = True, kernel: str | None = None
     ) -> Run:
         """Simulate `steps` time-steps on a batch of model inputs; see `transpike.simulate`."""
         steps = self.recipe.steps if steps is None else steps

@@ -16,7 +16,7 @@ from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
-from .neurons import advance, choose, compiled_trajectory, fits, spikes_in, trajectory
+from .neurons import KERNELS, advance, choose, compiled_trajectory, fits, spikes_in, trajectory
 
 if TYPE_CHECKING:
     from ._model import SpikingModel
@@ -27,7 +27,7 @@ MODES = ("auto", "folded", "streaming")
 @dataclass(frozen=True)
 class Run:
     """What T steps gave: `outputs` [T, ...], the network's output after each step; `spikes`, all counts; how time ran
-    (`mode`) and the neurons (`kernel`, with the reason where they were not compiled)."""
+    (`mode`) and the neurons (`kernel`, with the reason where they are not compiled)."""
 
     outputs: torch.Tensor
     spikes: Tally
@@ -46,7 +46,7 @@ class Run:
 
 @torch.no_grad()
 def simulate(
-    model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto", count: bool = True, kernel: str = "auto"
+    model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto", count: bool = True, kernel: str | None = None
 ) -> Run:
     """Simulate `steps` time-steps on one batch.
 
@@ -54,7 +54,8 @@ def simulate(
     as one batch of T x B; "streaming" runs them one after the other with one tensor of state per neuron, memory
     independent of T; "auto" folds where conversion found that the model allows it. count -- also count spikes and
     synaptic operations. kernel -- "compiled" runs folded neurons as one compiled pass over memory, "eager" step by step
-    in PyTorch, with the same results; "auto" compiles where that is worth it and a compiler is there.
+    in PyTorch, with the same results; "auto" compiles where that is worth it and a compiler is there; None is the
+    model's own choice, `model.kernel`.
     Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for inputs of another shape.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -68,7 +69,9 @@ def simulate(
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
     if not folded:
         return Run(_streaming(model, leaves, tally, count), tally, "streaming", "eager (steps run one by one)")
-    chosen = choose(kernel, model.neurons_per_sample * tally.samples * steps, model.device)
+    chosen = kernel or model.kernel
+    if chosen in KERNELS:
+        chosen = choose(chosen, model.neurons_per_sample * tally.samples * steps, model.device)
     return Run(_folded(model, leaves, tally, count, chosen == "compiled"), tally, "folded", chosen)
 
 

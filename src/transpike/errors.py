@@ -9,6 +9,7 @@
     |-- CaptureError        torch.export could not turn the module into a graph
     |-- PlanError           the graph holds an operator nobody knows
     |-- CalibrationError    a site saw no data, or NaN / Inf
+    |-- ProcessError        another process of the same run failed or ended
     `-- MissingExtra        an optional dependency is not installed
 
 Each message is one sentence that names the thing (node, module path, file, shape) and the next step.
@@ -52,6 +53,10 @@ class PlanError(TranspikeError):
 
 class CalibrationError(TranspikeError):
     """A site saw no data, or data that is not finite."""
+
+
+class ProcessError(TranspikeError):
+    """Another process of the same run failed or ended."""
 
 
 class MissingExtra(TranspikeError, ImportError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,12 +15,14 @@ import torch.utils._pytree as pytree
 from . import zoo
 from ._capture import call_of
 from ._convert import convert
-from ._evaluate import Evaluation, evaluate
+from ._evaluate import Evaluation, Numbered, evaluate_numbered
 from ._load import load
 from ._model import SpikingModel
 from .codecs.bundle import CONFIG, FORMAT, read_config
-from .data import Preprocess, Samples, Subset, loader, open_data, split, take
+from .data import Preprocess, Samples, Subset, loader, open_data, split, take, windows
 from .errors import DataError, ModelError
+from .group import ALONE, Group
+from .neurons import choose
 from .recipes import Recipe
 from .zoo.source import reason
 
@@ -225,13 +228,14 @@ def convert_on(
     batch_dim: int = 0,
     on_failure: Failure | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> SpikingModel:
     """Convert with every sample of `part` for calibration."""
     batches = inputs_of(part, batch_size, on_failure)
     first = next(batches)
     try_model(model, first, where=part.spec)
     batches = chain([first], batches)
-    return convert(model, batches, recipe, batch_dim=batch_dim, max_samples=None, progress=progress)
+    return convert(model, batches, recipe, batch_dim=batch_dim, max_samples=None, progress=progress, group=group)
 
 
 def evaluate_on(
@@ -244,11 +248,31 @@ def evaluate_on(
     kernel: str = "auto",
     on_failure: Failure | None = None,
     progress: Progress | None = None,
+    journal: str | None = None,
+    group: Group = ALONE,
 ) -> Evaluation:
-    """Evaluate on every sample of `part`; labels beyond the model's classes are refused."""
-    batches = loader(part.samples, batch_size=batch_size, on_failure=on_failure, num_classes=model.num_outputs)
-    count = len(part.samples)
-    return evaluate(model, batches, steps=steps, mode=mode, kernel=kernel, samples=count, progress=progress)
+    """Evaluate on every sample of `part`; labels beyond the model's classes are refused.
+
+    Arguments: kernel -- as in `simulate`; "auto" compiles where all samples together are worth it. journal, group -- as for `transpike.evaluate`, but every process reads only its own batches.
+    """
+
+    def read(numbers: Iterator[int]) -> Iterator[Numbered]:
+        found = windows(part.samples, numbers, batch_size=batch_size, num_classes=model.num_outputs)
+        return (Numbered(window.number, window.batch, window.failed) for window in found)
+
+    model.kernel = choose(kernel, len(part.samples) * model.neurons_per_sample * steps, model.device)
+    about = {"batch_size": batch_size, "data": _about(part)} if journal is not None or group.count > 1 else {}
+    return evaluate_numbered(
+        model, read, steps=steps, mode=mode, about=about, progress=progress, on_failure=on_failure, journal=journal,
+        group=group,
+    )  # fmt: skip
+
+
+def _about(part: Part) -> dict[str, Any]:
+    """What names the samples, wherever they are stored, in a few words."""
+    record = part.record()
+    indices = hashlib.sha256(str(record["indices"]).encode()).hexdigest()
+    return {"fingerprint": record["fingerprint"], "samples": record["samples"], "indices": indices}
 
 
 @dataclass(frozen=True)
@@ -285,14 +309,16 @@ def ready_fresh(
     batch_dim: int,
     on_failure: Failure | None,
     progress: Progress | None,
+    group: Group = ALONE,
 ) -> Ready:
     """`module`, as `source` names it, converted on the spot, on samples of its own or on a part of `data`."""
     whole = Part(data.open(module), data.spec)
     other = None if calibration is None else Part(calibration.open(module), calibration.spec)
     few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
     network = convert_on(
-        module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress
-    )
+        module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress,
+        group=group,
+    )  # fmt: skip
     return Ready(network, part, source.to_json(), few.record(), remark)
 
 

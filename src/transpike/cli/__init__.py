@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import typer
 
-from ..errors import TranspikeError
+from ..errors import ConfigError, ProcessError, TranspikeError
+from ..group import ALONE, join, leave
 from . import convert, demo, evaluate, export, inspect, layers, literal
-from .console import no_logs, remark
+from .console import no_logs, remark, silence
 
 # The base of all complaints about arguments; typer brings its own copy of click in some versions.
 UsageError: Any = typer.BadParameter.__mro__[2]
@@ -42,11 +44,49 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+DIVIDED = ("convert", "eval")  # the commands that several processes can do together
+
+
 @app.callback()
 def common(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Turn a pretrained model, unedited, into a spiking neural network without training, and measure it."""
+    if context.invoked_subcommand not in DIVIDED and join() != ALONE:
+        raise ConfigError(f"transpike {context.invoked_subcommand} runs in one process; start it without a launcher")
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Where there are several processes, one speaks for all, and what one raises ends all."""
+    group = join()
+    if not group.main:
+        silence()
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        group.tell(error)
+        raise
+
+
+def _part(code: int) -> int:
+    """Wait until all processes are done, then leave; returns 2 where another one failed meanwhile."""
+    import torch.distributed
+
+    if not torch.distributed.is_initialized() or code == INTERRUPTED:  # who was interrupted may owe an exchange
+        return code
+    group = join()
+    for _ in range(2):  # the second time for the process that failed, which still has to say why
+        try:
+            group.exchange(None)
+            break
+        except ProcessError:
+            code = code or 2
+    leave()
+    return code
 
 
 def _refuse(message: str) -> int:
@@ -80,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 2 wrong input or use (one sentence says what), 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        with no_logs():
+        with no_logs(), _together():
             code = app(args=words, prog_name="transpike", standalone_mode=False, obj=["transpike", *words])
             sys.stdout.flush()
     except TranspikeError as error:
@@ -104,5 +144,5 @@ def main(arguments: list[str] | None = None) -> int:
     if code == INTERRUPTED:  # typer may have made an exit of it
         remark("interrupted")
     if arguments is None:
-        sys.exit(code or 0)
+        sys.exit(_part(code or 0))
     return int(code or 0)

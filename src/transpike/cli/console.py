@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 from collections.abc import Callable, Iterator
 
 import rich.console
 import rich.progress
+import rich.text
 
 output = rich.console.Console()
 errors = rich.console.Console(stderr=True)
+
+
+HOUR = 3600.0  # batches this far apart still give a rate
+
+
+class Rate(rich.progress.ProgressColumn):
+    """Samples per second or, where that is below 1, per minute."""
+
+    def render(self, task: rich.progress.Task) -> rich.text.Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return rich.text.Text("")
+        return rich.text.Text(f"{speed:.1f}/s" if speed >= 1 else f"{60 * speed:.1f}/min")
+
+
+def silence() -> None:
+    """Print nothing from here on."""
+    output.file = errors.file = io.StringIO()
 
 
 def remark(text: str) -> None:
@@ -26,18 +46,31 @@ def show(table: object) -> None:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on a terminal; nothing elsewhere. Yields a function that takes the samples done."""
+def progress(label: str, total: int, *, resumes: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal; nothing elsewhere. Yields a function that takes the samples done;
+    those of its first call were done before, and count for neither rate nor time left. `resumes`: say how many."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
+        Rate(),
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
     )
-    with rich.progress.Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    with rich.progress.Progress(
+        *columns, console=errors, transient=True, disable=not errors.is_terminal, speed_estimate_period=HOUR
+    ) as bar:
+        task = bar.add_task(label, total=total, start=False)
+
+        def advance(done: int) -> None:
+            if bar.tasks[task].started:
+                bar.update(task, completed=done)
+                return
+            bar.reset(task, completed=done)
+            if resumes and done:
+                remark(f"{done} of {total} samples were done before")
+
+        yield advance
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..group import join
 from . import options
 from .console import Failures, output, progress, remark, show
 
@@ -60,11 +61,14 @@ def convert(
     choice = DataChoice(calibration, "none", split, None, seed, max_length, preprocess)
     everything = choice.open(module)
     few = split_samples(everything, every=every)[0] if every is not None else take(everything, samples, seed=seed)
-    part, failures = Part(few, calibration), Failures()
+    part, failures, group = Part(few, calibration), Failures(), join()
     with progress("calibrating", len(few)) as advance:
         network = convert_on(
-            module, part, chosen, batch_size=batch_size, batch_dim=batch_dim, on_failure=failures, progress=advance
-        )
+            module, part, chosen, batch_size=batch_size, batch_dim=batch_dim, on_failure=failures, progress=advance,
+            group=group,
+        )  # fmt: skip
+    if not group.main:
+        return
     known = choice.preparation(module)
     network.save_pretrained(out, extra={**part.record(), **known, "seed": seed, "failed": failures.items})
     if not quiet:

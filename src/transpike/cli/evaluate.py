@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..group import join
 from . import options
 from .console import Failures, progress, remark, show
 
@@ -72,6 +73,10 @@ def evaluate(
     prices: Annotated[
         str | None, typer.Option(help="Price table of the sheet: a built-in name or a .toml file.")
     ] = None,
+    journal: Annotated[
+        str | None,
+        typer.Option(help="Keep what every batch gave in this file; the same command again continues a killed run."),
+    ] = None,
 ) -> None:
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
     from .. import pipeline
@@ -79,10 +84,11 @@ def evaluate(
     _check(context, target, pipeline.is_saved(target), steps, mode, kernel)
     options.check_file("--json", json)
     options.check_folder("--report", report)
+    options.check_file("--journal", journal)
     from ..energy import load_prices
 
     table = None if prices is None else load_prices(prices)
-    failures, started = Failures(), time.perf_counter()
+    failures, started, group = Failures(), time.perf_counter(), join()
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
     asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess)
     if pipeline.is_saved(target):
@@ -103,12 +109,12 @@ def evaluate(
         with progress("calibrating", samples) as advance:
             ready = pipeline.ready_fresh(
                 module, choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size,
-                batch_dim=batch_dim, on_failure=failures, progress=advance,
+                batch_dim=batch_dim, on_failure=failures, progress=advance, group=group,
             )  # fmt: skip
     if ready.remark:
         remark(ready.remark)
     converted = time.perf_counter()
-    with progress(f"simulating T = {steps}", len(ready.part.samples)) as advance:
+    with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
             ready.network,
             ready.part,
@@ -118,9 +124,12 @@ def evaluate(
             kernel=kernel,
             on_failure=failures,
             progress=advance,
+            journal=journal,
+            group=group,
         )
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
-    _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table)
+    if group.main:
+        _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table)
 
 
 def _check(context: typer.Context, target: str, saved: bool, steps: int, mode: str, kernel: str) -> None:

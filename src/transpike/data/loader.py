@@ -32,7 +32,7 @@ class Batch:
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Fetched:
+class Fetched:
     index: int
     item: str
     inputs: dict[str, Tensor]
@@ -71,39 +71,47 @@ def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 def _batches(
     samples: Samples, batch_size: int, on_failure: Callable[[str, Exception], None], num_classes: int | None
 ) -> Iterator[Batch]:
-    waiting: list[_Fetched] = []
+    waiting: list[Fetched] = []
     first_failure: Exception | None = None
     num_read = 0
     for i in range(len(samples)):
-        item = samples.item_name(i)
-        try:
-            inputs, label = samples.fetch(i)
-        except (MissingExtra, ConfigError):
-            raise  # says something about the installation or the settings, not about this sample
-        except Exception as error:  # whatever a decoder raises
-            first_failure = first_failure or error
-            on_failure(item, error)
+        found = fetch(samples, i, num_classes=num_classes)
+        if not isinstance(found, Fetched):
+            first_failure = first_failure or found
+            on_failure(samples.item_name(i), found)
             continue
         num_read += 1
-        waiting.append(_checked(i, item, inputs, label, num_classes=num_classes))
+        waiting.append(found)
         if len(waiting) == batch_size:
-            yield _collate(waiting)
+            yield collate(waiting)
             waiting = []
     if waiting:
-        yield _collate(waiting)
+        yield collate(waiting)
     if num_read == 0:
         raise DataError(
             f"none of the {len(samples)} samples of {samples.name!r} can be read; the first failure: {first_failure}"
         ) from first_failure
 
 
-def _checked(index: int, item: str, inputs: Inputs, label: Label, *, num_classes: int | None) -> _Fetched:
+def fetch(samples: Samples, i: int, *, num_classes: int | None) -> Fetched | Exception:
+    """Sample i, or why it cannot be read. Raises DataError for one that can be read and is wrong."""
+    item = samples.item_name(i)
+    try:
+        inputs, label = samples.fetch(i)
+    except (MissingExtra, ConfigError):
+        raise  # says something about the installation or the settings, not about this sample
+    except Exception as error:  # whatever a decoder raises
+        return error
+    return _checked(i, item, inputs, label, num_classes=num_classes)
+
+
+def _checked(index: int, item: str, inputs: Inputs, label: Label, *, num_classes: int | None) -> Fetched:
     named = inputs if isinstance(inputs, dict) else {"": inputs}
     for key, value in named.items():
         if value.is_floating_point() and bool(value.isnan().any()):
             raise DataError(f"{item}: {_called(key)} holds NaN; repair or remove the sample")
     if label is None:
-        return _Fetched(index, item, named, None)
+        return Fetched(index, item, named, None)
     numbers = torch.as_tensor(label, dtype=torch.int64)
     if num_classes is not None:
         outside = numbers[(numbers != IGNORED) & ((numbers < 0) | (numbers >= num_classes))]
@@ -112,10 +120,10 @@ def _checked(index: int, item: str, inputs: Inputs, label: Label, *, num_classes
                 f"{item} has label {int(outside.flatten()[0])} but the model has {num_classes} classes "
                 f"(0..{num_classes - 1}); check the labels, or use the model they belong to"
             )
-    return _Fetched(index, item, named, numbers)
+    return Fetched(index, item, named, numbers)
 
 
-def _collate(group: Sequence[_Fetched]) -> Batch:
+def collate(group: Sequence[Fetched]) -> Batch:
     first = group[0]
     for other in group[1:]:
         if other.inputs.keys() != first.inputs.keys():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,37 @@ class Agreement:
             self.labelled += int(has_label.sum())
             self.source_right += int((_all_right((answer == labels)[None], asked)[0] & has_label).sum())
             self.right += (_all_right(answers == labels, asked) & has_label).sum(1).cpu().numpy()
+
+    def __iadd__(self, other: Agreement) -> Agreement:
+        if other.steps != self.steps:
+            raise ValueError(f"cannot add counts of {other.steps} steps to counts of {self.steps}")
+        self.samples += other.samples
+        self.labelled += other.labelled
+        self.source_right += other.source_right
+        self.right += other.right
+        self.same += other.same
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts themselves, as whole numbers; lists by step."""
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "labelled": self.labelled,
+            "source_right": self.source_right,
+            "right": self.right.tolist(),
+            "same": self.same.tolist(),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Agreement:
+        """What `to_json` gave, exactly."""
+        found = Agreement(data["steps"])
+        found.samples, found.labelled, found.source_right = (
+            int(data[key]) for key in ("samples", "labelled", "source_right")
+        )
+        found.right, found.same = np.array(data["right"], np.int64), np.array(data["same"], np.int64)
+        return found
 
     @property
     def source_accuracy(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,15 @@ class Tally:
             "operations": {layer: counts.tolist() for layer, counts in self.operations.items()},
             "dense_operations": self.dense,
         }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Tally:
+        """What `to_json` gave, exactly."""
+        spikes, operations = (
+            {name: np.array(counts, np.int64) for name, counts in data[key].items()} for key in ("spikes", "operations")
+        )
+        dense = dict(data["dense_operations"])
+        return Tally(data["steps"], data["samples"], spikes, dict(data["neurons"]), operations, dense)
 
     def table(self) -> Table:
         columns = ("site", "neurons", *(f"t={t}" for t in range(1, self.steps + 1)), "total")

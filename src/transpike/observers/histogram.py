@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 MANTISSA_BITS = 9  # relative resolution 2^-9: a quantile is off by 0.1 % at most (half a bin)
@@ -28,7 +30,7 @@ class Histogram:
         flat = values.detach().flatten()
         if not flat.numel():
             return True
-        low, high = (float(v) for v in torch.aminmax(flat))
+        low, high = (float(v) + 0.0 for v in torch.aminmax(flat))  # -0.0 and 0.0 are one extreme, whoever comes first
         if not (abs(low) < float("inf") and abs(high) < float("inf")):
             return False
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
@@ -44,6 +46,12 @@ class Histogram:
         """Add the counts of another histogram: as if one had seen both sets of samples."""
         self.counts += other.counts
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+
+    def merge_all(self, extremes: Iterable[tuple[float, float]], add: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """As `merge`, with histograms in other processes: (minimum, maximum) of each, and what adds up tensors."""
+        self.counts = add(self.counts)
+        lows, highs = zip(*extremes, strict=True)
+        self.minimum, self.maximum = min(lows), max(highs)
 
     @property
     def count(self) -> int:
