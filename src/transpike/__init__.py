@@ -8,6 +8,7 @@ snn.save_pretrained("my-snn"); snn = transpike.load("my-snn")
 
 from ._calibrate import Calibration
 from ._capture import Captured, capture
+from ._compare import RecipeComparison, compare
 from ._convert import convert
 from ._diagnose import diagnose
 from ._evaluate import Evaluation, evaluate
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Recipe",
+    "RecipeComparison",
     "Role",
     "Run",
     "Site",
@@ -41,6 +43,7 @@ __all__ = [
     "Threshold",
     "TranspikeError",
     "capture",
+    "compare",
     "convert",
     "diagnose",
     "evaluate",

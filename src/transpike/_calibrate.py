@@ -65,10 +65,33 @@ def calibrate(
     Raises: CalibrationError for no samples, NaN or infinity, or a site that saw no data, naming it; ConfigError for
     max_samples < 1.
     """
+    choices = {site.name: recipe.choice(site) for site in plan.sites}
+    names = [name for name, choice in choices.items() if choice.threshold is None]
+    seen = observe(captured, marked, names, batches, max_samples=max_samples, progress=progress)
+    return measured(plan, recipe, seen)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What every site saw of `samples` samples: enough for the thresholds of any recipe with the same sites."""
+
+    histograms: Mapping[str, Histogram]
+    samples: int
+
+
+def observe(
+    captured: Captured,
+    marked: torch.fx.GraphModule,
+    names: Iterable[str],
+    batches: Iterable[Any],
+    *,
+    max_samples: int | None = 512,
+    progress: Progress | None = None,
+) -> Observed:
+    """Watch the sites `names` on `batches`; arguments and errors as for `calibrate`."""
     if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
         raise ConfigError(f"max_samples must be None or a whole number of at least 1, not {max_samples!r}")
-    choices = {site.name: recipe.choice(site) for site in plan.sites}
-    histograms = {name: Histogram() for name, choice in choices.items() if choice.threshold is None}
+    histograms = {name: Histogram() for name in names}
     observing = Observing(marked, histograms)
     samples = 0
     device = next((p.device for p in marked.parameters()), torch.device("cpu"))
@@ -83,15 +106,21 @@ def calibrate(
                 break
     if samples == 0:
         raise CalibrationError("calibration got no samples; pass at least one batch of model inputs")
-    blind = [name for name, histogram in histograms.items() if histogram.count == 0]
+    return Observed(histograms, samples)
+
+
+def measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
+    """The recipe's thresholds from what its sites saw. Raises CalibrationError for a site that saw nothing."""
+    choices = {site.name: recipe.choice(site) for site in plan.sites}
+    blind = [name for name, choice in choices.items() if choice.threshold is None and not seen.histograms[name].count]
     if blind:
         raise CalibrationError(
             f"no data reached site {', '.join(blind[:5])}; give it a threshold or keep its layer analog"
         )
     thresholds = {
-        name: choice.threshold or _measured(choice, histograms[name], recipe) for name, choice in choices.items()
+        name: choice.threshold or _measured(choice, seen.histograms[name], recipe) for name, choice in choices.items()
     }
-    return Calibration(thresholds, samples)
+    return Calibration(thresholds, seen.samples)
 
 
 def _measured(choice: Any, histogram: Histogram, recipe: Recipe) -> Threshold:

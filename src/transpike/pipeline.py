@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -13,12 +13,14 @@ import torch.utils._pytree as pytree
 
 from . import zoo
 from ._capture import call_of
+from ._compare import Failed, Misfit, RecipeComparison, convert_each, evaluate_each
 from ._convert import convert
 from ._evaluate import Evaluation, evaluate
 from ._load import load
 from ._model import SpikingModel
 from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Preprocess, Samples, Subset, loader, open_data, split, take
+from .energy import PriceTable
 from .errors import DataError, ModelError
 from .recipes import Recipe
 from .zoo.source import reason
@@ -161,6 +163,15 @@ def separate(
     return Part(chosen, data.spec), Part(rest, data.spec), remark
 
 
+def parts(
+    module: torch.nn.Module, data: DataChoice, calibration: DataChoice | None, *, count: int, every: int | None
+) -> tuple[Part, Part, str]:
+    """What calibrates and what is evaluated, of samples as the model reads them; see `separate`."""
+    whole = Part(data.open(module), data.spec)
+    other = None if calibration is None else Part(calibration.open(module), calibration.spec)
+    return separate(whole, other, count=count, every=every, seed=data.seed)
+
+
 def _same(one: Samples, other: Samples) -> bool:
     """Whether two collections are parts of the same data."""
     return _whole(one).fingerprint() == _whole(other).fingerprint()
@@ -216,6 +227,14 @@ def try_model(model: torch.nn.Module, inputs: Any, *, where: str) -> None:
         ) from error
 
 
+def tried_inputs(model: torch.nn.Module, part: Part, batch_size: int, on_failure: Failure | None) -> Iterator[Any]:
+    """`inputs_of`, once the model has run on the first batch."""
+    batches = inputs_of(part, batch_size, on_failure)
+    first = next(batches)
+    try_model(model, first, where=part.spec)
+    return chain([first], batches)
+
+
 def convert_on(
     model: torch.nn.Module,
     part: Part,
@@ -227,10 +246,7 @@ def convert_on(
     progress: Progress | None = None,
 ) -> SpikingModel:
     """Convert with every sample of `part` for calibration."""
-    batches = inputs_of(part, batch_size, on_failure)
-    first = next(batches)
-    try_model(model, first, where=part.spec)
-    batches = chain([first], batches)
+    batches = tried_inputs(model, part, batch_size, on_failure)
     return convert(model, batches, recipe, batch_dim=batch_dim, max_samples=None, progress=progress)
 
 
@@ -247,6 +263,44 @@ def evaluate_on(
     """Evaluate on every sample of `part`; labels beyond the model's classes are refused."""
     batches = loader(part.samples, batch_size=batch_size, on_failure=on_failure, num_classes=model.num_outputs)
     return evaluate(model, batches, steps=steps, mode=mode, progress=progress)
+
+
+def convert_each_on(
+    model: torch.nn.Module,
+    part: Part,
+    recipes: Mapping[str, Recipe],
+    *,
+    batch_size: int = 16,
+    batch_dim: int = 0,
+    on_failure: Failure | None = None,
+    on_failed: Failed | None = None,
+    progress: Progress | None = None,
+) -> dict[str, SpikingModel | Misfit]:
+    """Convert by every recipe with every sample of `part` for calibration."""
+    batches = tried_inputs(model, part, batch_size, on_failure)
+    return convert_each(
+        model, batches, recipes, batch_dim=batch_dim, max_samples=None, on_failed=on_failed, progress=progress
+    )
+
+
+def evaluate_each_on(
+    networks: Mapping[str, SpikingModel | Misfit],
+    part: Part,
+    *,
+    steps: Sequence[int],
+    batch_size: int = 16,
+    mode: str = "auto",
+    prices: PriceTable | None = None,
+    on_failure: Failure | None = None,
+    on_failed: Failed | None = None,
+    progress: Progress | None = None,
+) -> RecipeComparison:
+    """Evaluate every network on every sample of `part`; labels beyond the model's classes are refused."""
+    classes = next((one.num_outputs for one in networks.values() if isinstance(one, SpikingModel)), None)
+    batches = loader(part.samples, batch_size=batch_size, on_failure=on_failure, num_classes=classes)
+    return evaluate_each(
+        networks, batches, steps=steps, mode=mode, prices=prices, on_failed=on_failed, progress=progress
+    )
 
 
 @dataclass(frozen=True)
@@ -285,9 +339,7 @@ def ready_fresh(
     progress: Progress | None,
 ) -> Ready:
     """`module`, as `source` names it, converted on the spot, on samples of its own or on a part of `data`."""
-    whole = Part(data.open(module), data.spec)
-    other = None if calibration is None else Part(calibration.open(module), calibration.spec)
-    few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
+    few, part, remark = parts(module, data, calibration, count=count, every=every)
     network = convert_on(
         module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress
     )
@@ -304,15 +356,19 @@ __all__ = [
     "ModelChoice",
     "Part",
     "Ready",
+    "convert_each_on",
     "convert_on",
+    "evaluate_each_on",
     "evaluate_on",
     "inputs_of",
     "is_saved",
     "load",
+    "parts",
     "read_config",
     "ready_fresh",
     "ready_saved",
     "separate",
+    "tried_inputs",
     "try_model",
     "without_calibration",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ..errors import TranspikeError
-from . import convert, demo, evaluate, export, inspect, layers
+from . import compare, convert, demo, evaluate, export, inspect, layers
 from .console import no_logs, remark
 
 # The base of all complaints about arguments; typer brings its own copy of click in some versions.
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("layers")(layers.layers)
 app.add_typer(export.app, name="export")

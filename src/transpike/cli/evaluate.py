@@ -123,13 +123,11 @@ def evaluate(
 
 def _check(context: typer.Context, target: str, saved: bool, steps: int, mode: str) -> None:
     """Raise ConfigError for what would only show after a long run, or would silently have no effect."""
-    from .._simulate import MODES
     from ..errors import ConfigError
 
     if steps < 1:
         raise ConfigError(f"--steps must be at least 1, not {steps}")
-    if mode not in MODES:
-        raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
+    options.check_mode(mode)
     with_model = bool(options.given(context, ("model",)))
     idle = options.given(context, CONVERSION + (() if with_model else ("option",)) if saved else ("model",))
     if idle and saved:
