@@ -16,6 +16,7 @@ from ._load import load
 from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import Run, simulate
+from ._tune import Tuned, tune
 from .errors import TranspikeError
 from .measure.fidelity import LayerView, SiteReport
 from .policy import Policy
@@ -42,6 +43,7 @@ __all__ = [
     "SpikingModel",
     "Threshold",
     "TranspikeError",
+    "Tuned",
     "capture",
     "compare",
     "convert",
@@ -50,4 +52,5 @@ __all__ = [
     "load",
     "plan",
     "simulate",
+    "tune",
 ]

@@ -164,12 +164,23 @@ def separate(
 
 
 def parts(
-    module: torch.nn.Module, data: DataChoice, calibration: DataChoice | None, *, count: int, every: int | None
+    module: torch.nn.Module,
+    data: DataChoice,
+    calibration: DataChoice | None,
+    *,
+    count: int,
+    every: int | None,
+    tuned: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[Part, Part, str]:
-    """What calibrates and what is evaluated, of samples as the model reads them; see `separate`."""
+    """What calibrates and what is evaluated, of samples as the model reads them; see `separate`. `tuned`: records of
+    samples that tuned a recipe, which are not evaluated."""
     whole = Part(data.open(module), data.spec)
     other = None if calibration is None else Part(calibration.open(module), calibration.spec)
-    return separate(whole, other, count=count, every=every, seed=data.seed)
+    few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
+    for record in tuned:
+        part, more = without_calibration(part, record, did="tuned the recipe")
+        remark = "; ".join(filter(None, (remark, more)))
+    return few, part, remark
 
 
 def _same(one: Samples, other: Samples) -> bool:
@@ -183,8 +194,10 @@ def _whole(samples: Samples) -> Samples:
     return samples
 
 
-def without_calibration(data: Part, saved: Mapping[str, Any]) -> tuple[Part, str]:
-    """`data` less the samples a saved network was calibrated on, when it is the same data."""
+def without_calibration(
+    data: Part, saved: Mapping[str, Any], *, did: str = "calibrated this network"
+) -> tuple[Part, str]:
+    """`data` less the samples a saved network was calibrated on, when it is the same data. `did`: what they did."""
     record = data.record()
     if record["fingerprint"] != saved.get("fingerprint"):
         return data, ""
@@ -192,10 +205,11 @@ def without_calibration(data: Part, saved: Mapping[str, Any]) -> tuple[Part, str
     here = range(record["of"]) if record["indices"] is None else record["indices"]
     kept = tuple(position for position, index in enumerate(here) if index not in used)
     if not kept:
-        raise DataError(f"every sample of {data.spec} was used to calibrate this network; evaluate on other data")
+        use = "calibrate this network" if did.startswith("calibrated") else "tune the recipe"
+        raise DataError(f"every sample of {data.spec} was used to {use}; evaluate on other data")
     if len(kept) == len(data.samples):
         return data, ""
-    remark = f"{len(data.samples) - len(kept)} samples of {data.spec} calibrated this network and are left out"
+    remark = f"{len(data.samples) - len(kept)} samples of {data.spec} {did} and are left out"
     return Part(Subset(data.samples, kept), data.spec), remark
 
 
@@ -337,9 +351,10 @@ def ready_fresh(
     batch_dim: int,
     on_failure: Failure | None,
     progress: Progress | None,
+    tuned: Sequence[Mapping[str, Any]] = (),
 ) -> Ready:
     """`module`, as `source` names it, converted on the spot, on samples of its own or on a part of `data`."""
-    few, part, remark = parts(module, data, calibration, count=count, every=every)
+    few, part, remark = parts(module, data, calibration, count=count, every=every, tuned=tuned)
     network = convert_on(
         module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress
     )

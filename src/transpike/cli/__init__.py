@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ..errors import TranspikeError
-from . import compare, convert, demo, evaluate, export, inspect, layers
+from . import compare, convert, demo, evaluate, export, inspect, layers, tune
 from .console import no_logs, remark
 
 # The base of all complaints about arguments; typer brings its own copy of click in some versions.
@@ -31,6 +31,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("layers")(layers.layers)
+app.command("tune")(tune.tune)
 app.add_typer(export.app, name="export")
 
 
@@ -77,7 +78,8 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 2 wrong input or use (one sentence says what), 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 done but the target of `tune` not reached, 2 wrong input or use (one
+    sentence says what), 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         with no_logs():

@@ -73,7 +73,7 @@ def compare(
     if calibration is not None and calibration != data:
         other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
     known = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess)
-    few, part, said = pipeline.parts(module, known, other, count=samples, every=every)
+    few, part, said = pipeline.parts(module, known, other, count=samples, every=every, tuned=options.tuned_on(wanted))
     if said:
         remark(said)
 

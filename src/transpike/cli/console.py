@@ -25,9 +25,8 @@ def show(table: object) -> None:
         output.file.write(f"{table}\n\n")
 
 
-@contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on a terminal; nothing elsewhere. Yields a function that takes the samples done."""
+def _bar() -> rich.progress.Progress:
+    """A bar with rate and time left on a terminal; nothing elsewhere."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -35,9 +34,29 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
     )
-    with rich.progress.Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    return rich.progress.Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for one stage. Yields a function that takes the samples done."""
+    with _bar() as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per stage. Yields a function that takes the stage, what is done and of how many."""
+    with _bar() as bar:
+        tasks: dict[str, rich.progress.TaskID] = {}
+
+        def advance(stage: str, done: int, of: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=of)
+            bar.update(tasks[stage], completed=done, total=of)
+
+        yield advance
 
 
 @contextlib.contextmanager

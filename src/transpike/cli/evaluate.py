@@ -102,7 +102,7 @@ def evaluate(
         with progress("calibrating", samples) as advance:
             ready = pipeline.ready_fresh(
                 module, choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size,
-                batch_dim=batch_dim, on_failure=failures, progress=advance,
+                batch_dim=batch_dim, on_failure=failures, progress=advance, tuned=options.tuned_on([recipe]),
             )  # fmt: skip
     if ready.remark:
         remark(ready.remark)

@@ -113,6 +113,13 @@ def chosen_recipe(name: str, more: list[str] | None = None, **changes: Any) -> R
         raise error if name in str(error) else ConfigError(f"{name}: {error}") from error
 
 
+def tuned_on(names: Iterable[str]) -> list[dict[str, Any]]:
+    """What recipe files say about the samples that tuned them, which evaluation leaves out."""
+    files = [read_json_file(name) for name in names if name.endswith(".json")]
+    records = [file.get("tuned") for file in files if isinstance(file, dict)]
+    return [record for record in records if isinstance(record, dict)]
+
+
 def chosen_recipes(text: str, **changes: Any) -> dict[str, Recipe]:
     """ "ecmt,ecmt:levels=10:symmetric=true,mine.json" -> recipes under the words that name them."""
     found: dict[str, Recipe] = {}
