@@ -122,7 +122,7 @@ def tune(
         effects=tuple(effects),
         calibrated=seen.samples,
         measured=judge.run,
-        resumed=judge.read,
+        resumed=len(judge.resumed),
     )
 
 

@@ -71,16 +71,16 @@ class Judge:
         self.sources = [network.source(batch) for batch in self.batches]
         self.sizes = [batch_size(sited.captured, sited.captured.flatten(batch)) for batch in self.batches]
         self.fingerprint = self._fingerprint()
-        self.run = self.read = 0
+        self.earlier, self.resumed, self.run = set(journal.records), set[str](), 0
 
     def __call__(self, recipe: Recipe, *, steps: int, few: int | None = None) -> Trajectory:
         """Arguments: few -- only the first batches that hold this many samples."""
         count = len(self.batches) if few is None else _first(self.sizes, few)
         asked = [self.fingerprint, recipe.to_json(), steps, sum(self.sizes[:count])]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
-        if key in self.journal.records:
-            self.read += 1
-        else:
+        if key in self.earlier:
+            self.resumed.add(key)
+        if key not in self.journal.records:
             self.run += 1
             self.journal.put(key, asdict(self._measure(recipe, steps, count)))
         return Trajectory.from_json(self.journal.records[key])

@@ -64,9 +64,22 @@ def front_table(tuned: Tuned) -> Table:
         f"settings at T = {', '.join(map(str, tuned.choices_of_steps))}",
         "error: of the outputs, squared, relative to the source's; energy: the paper's account, ratio to the source",
         "the chosen setting was chosen on these samples, so evaluate it on others: transpike eval --recipe FILE",
+        *_doubt(tuned),
     )
     columns = ("", "T", "agreement %", "95 %", "error", "spikes/neuron", "energy", "setting")
     return Table(f"Choices, cheapest first; target: {tuned.target}", columns, rows, notes)
+
+
+def _doubt(tuned: Tuned) -> tuple[str, ...]:
+    """What so few samples cannot tell."""
+    samples, drop = tuned.found.samples, tuned.target.max_drop
+    surest = 100 * interval(1.0, samples)[0]
+    if drop is None or surest >= 100 - drop:
+        return ()
+    return (
+        f"{samples:,} samples cannot prove {100 - drop:g} %: if all agree, the 95 % interval begins at {surest:.1f} %; "
+        "more --samples make it surer",
+    )
 
 
 def _untuned(tuned: Tuned) -> tuple[Setting, int]:
