@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import transpike
-from transpike import RECIPES, Recipe, Site, SiteKind, Threshold, Tuned, tune
+from transpike import RECIPES, Recipe, Site, SiteChoice, SiteKind, Threshold, Tuned, tune
 from transpike._calibrate import observe
 from transpike._convert import place_sites
 from transpike._tune import Choice, Effect, Target, Trajectory
@@ -23,6 +24,7 @@ from transpike._tune.search import front
 from transpike._tune.space import Space, units_of
 from transpike.cli import main
 from transpike.errors import ConfigError
+from transpike.observers import Histogram, Percentile
 from transpike.report.tuning import front_table, sensitivity_table, tuning_document
 from transpike.zoo.digits import load_digits, load_model
 
@@ -187,6 +189,22 @@ def test_distance() -> None:
         (outputs[..., 0] - source[:, 0]).square().sum(1).tolist(), rel=1e-4
     )
     assert torch.isfinite(distance(torch.full((1, 2), -torch.inf), torch.zeros(1, 1, 2))[0]).all() and signal > 0
+
+
+def test_margin_and_cutoff_of_single_sites() -> None:
+    histogram = Histogram()
+    histogram.update(torch.tensor([-3.0, 1.0, 5.0]))
+    for symmetric in (False, True):
+        plain, wide = (Percentile(1.0, symmetric, margin).threshold(histogram) for margin in (1.0, 1.5))
+        assert (wide.positive, wide.negative) == (1.5 * plain.positive, 1.5 * plain.negative)
+    with pytest.raises(ConfigError, match="margin must be a positive number"):
+        Percentile(margin=0.0)
+    recipe = replace(RECIPES["ecmt-code"](), patterns={"blocks.0.*": SiteChoice(cutoff=0.5)})
+    with pytest.raises(
+        ConfigError, match="published-multi-threshold has no cutoff; drop it for site blocks.0.fc1:input"
+    ):
+        recipe.neuron_for(SITES[0])
+    assert Recipe.from_json(recipe.to_json()) == recipe and "cutoff 0.5" in recipe.lines()[-1]
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------
@@ -356,13 +374,19 @@ def test_the_command_writes_a_recipe_that_eval_and_convert_take(
     assert everything["reached"] and len(recipe["tuned"]["indices"]) == 64
     for line in (
         "convert digits --calibration digits --samples 32 --recipe my.json --out net --quiet",
-        "eval digits --data digits --split train --limit 1200 --recipe my.json --steps 1 --json e.json",
+        "eval digits --data digits --split train --limit 1200 --recipe my.json --json e.json",
     ):
         assert main(line.split()) == 0
     assert "samples of digits tuned the recipe and are left out" in capsys.readouterr().err
     report = json.loads(Path("e.json").read_text())
-    assert report["recipe"] == everything["recipe"]
+    assert report["recipe"] == everything["recipe"] and report["steps"] == everything["steps"] == recipe["steps"] < 8
     assert not set(report["data"]["indices"]) & set(recipe["tuned"]["indices"])
+
+
+def test_the_help_says_what_exit_code_1_means(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Exit code 1 when the target is not reached" in text and "--max-energy" in text and "--journal" in text
 
 
 def test_an_impossible_target_gives_the_best_found_and_exit_code_1(

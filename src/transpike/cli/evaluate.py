@@ -31,7 +31,7 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="Labelled samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits.")
     ],
-    steps: Annotated[int, typer.Option(help="Time-steps T.")] = 8,
+    steps: Annotated[int | None, typer.Option(help="Time-steps T; by default those of the recipe.")] = None,
     json: Annotated[str | None, typer.Option(help="Write the report to this JSON file.")] = None,
     report: Annotated[str | None, typer.Option(help="Write report.json and pictures to this folder.")] = None,
     calibration: Annotated[
@@ -107,6 +107,7 @@ def evaluate(
     if ready.remark:
         remark(ready.remark)
     converted = time.perf_counter()
+    steps = ready.network.recipe.steps if steps is None else steps
     with progress(f"simulating T = {steps}", len(ready.part.samples)) as advance:
         result = pipeline.evaluate_on(
             ready.network,
@@ -121,11 +122,11 @@ def evaluate(
     _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table)
 
 
-def _check(context: typer.Context, target: str, saved: bool, steps: int, mode: str) -> None:
+def _check(context: typer.Context, target: str, saved: bool, steps: int | None, mode: str) -> None:
     """Raise ConfigError for what would only show after a long run, or would silently have no effect."""
     from ..errors import ConfigError
 
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise ConfigError(f"--steps must be at least 1, not {steps}")
     options.check_mode(mode)
     with_model = bool(options.given(context, ("model",)))
