@@ -94,15 +94,20 @@ def compare(
 def by_label(recipes: Mapping[str, Recipe] | Iterable[str | Recipe]) -> dict[str, Recipe]:
     """Recipes under the names that rows will have. Raises ConfigError for none, or two of one name."""
     if isinstance(recipes, Mapping):
-        return dict(recipes)
+        pairs = [(str(label), recipe) for label, recipe in recipes.items()]
+    else:
+        named = [recipes] if isinstance(recipes, (str, Recipe)) else recipes
+        values = [recipe_named(item) if isinstance(item, str) else item for item in named]
+        pairs = [(getattr(recipe, "name", ""), recipe) for recipe in values]
     found: dict[str, Recipe] = {}
-    for item in [recipes] if isinstance(recipes, (str, Recipe)) else recipes:
-        recipe = recipe_named(item) if isinstance(item, str) else item
+    for label, recipe in pairs:
         if not isinstance(recipe, Recipe):
             raise ConfigError(f"a recipe must be a name or a Recipe, not {type(recipe).__name__}")
-        if recipe.name in found:
-            raise ConfigError(f"two recipes are called {recipe.name!r}; pass a mapping from labels to recipes")
-        found[recipe.name] = recipe
+        if label in found:
+            raise ConfigError(f"two recipes are called {label!r}; pass a mapping from labels to recipes")
+        found[label] = recipe
+    if not found:
+        raise ConfigError("there is no recipe to compare; name at least one")
     return found
 
 
@@ -123,8 +128,6 @@ def convert_each(
     """
     check_inputs(model, calibration)
     wanted = by_label(recipes)
-    if not wanted:
-        raise ConfigError("there is no recipe to compare; name at least one")
     example, calibration = peek(
         [calibration] if isinstance(calibration, (torch.Tensor, Mapping)) else calibration, None
     )
@@ -135,17 +138,13 @@ def convert_each(
     watched: dict[Policy, tuple[Sited, Observed]] = {}
     networks: dict[str, SpikingModel | Misfit] = {}
 
-    def watch(sited: Sited) -> Observed:
-        before = sum(seen.samples for _, seen in watched.values())
-        tell = None if progress is None else (lambda done: progress(before + done))
-        names = [site.name for site in sited.plan.sites]
-        return observe(captured, sited.graph, names, calibration, max_samples=max_samples, progress=tell)
-
     for label, recipe in wanted.items():
         try:
             if recipe.policy not in watched:
                 sited = place_sites(model, captured, recipe, example)
-                watched[recipe.policy] = (sited, watch(sited))
+                before = sum(seen.samples for _, seen in watched.values())
+                seen = _watch(sited, calibration, max_samples, before, progress)
+                watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
             networks[label] = sited.network(recipe, measured(sited.plan, recipe, seen))
         except TranspikeError as error:
@@ -154,6 +153,17 @@ def convert_each(
                 on_failed(label, error)
     _require_one({label: item.error for label, item in networks.items() if isinstance(item, Misfit)}, len(wanted))
     return networks
+
+
+def _watch(
+    sited: Sited, calibration: Iterable[Any], most: int | None, before: int, progress: Progress | None
+) -> Observed:
+    def tell(done: int) -> None:
+        if progress is not None:
+            progress(before + done)
+
+    names = [site.name for site in sited.plan.sites]
+    return observe(sited.captured, sited.graph, names, calibration, max_samples=most, progress=tell)
 
 
 def _until(captured: Captured, batches: Iterable[Any], most: int | None) -> Iterable[Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .console import Failures, progress, remark, show
+
+if TYPE_CHECKING:
+    from .._compare import RecipeComparison
 
 
 def compare(
@@ -97,7 +100,7 @@ def compare(
     _present(result, failures, json, report, command=context.obj, seed=seed, **record)
 
 
-def _present(result, failures, json, report, **record) -> None:  # type: ignore[no-untyped-def]
+def _present(result: RecipeComparison, failures: Failures, json: str | None, report: str | None, **record: Any) -> None:
     from pathlib import Path
 
     from ..files import write_json
