@@ -8,6 +8,7 @@ snn.save_pretrained("my-snn"); snn = transpike.load("my-snn")
 
 from ._calibrate import Calibration
 from ._capture import Captured, capture
+from ._compare import RecipeComparison, compare
 from ._convert import convert
 from ._diagnose import diagnose
 from ._evaluate import Evaluation, evaluate
@@ -15,6 +16,7 @@ from ._load import load
 from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import Run, simulate
+from ._tune import Tuned, tune
 from .errors import TranspikeError
 from .group import Group, join
 from .measure.fidelity import LayerView, SiteReport
@@ -33,6 +35,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Recipe",
+    "RecipeComparison",
     "Role",
     "Run",
     "Site",
@@ -42,7 +45,9 @@ __all__ = [
     "SpikingModel",
     "Threshold",
     "TranspikeError",
+    "Tuned",
     "capture",
+    "compare",
     "convert",
     "diagnose",
     "evaluate",
@@ -50,4 +55,5 @@ __all__ = [
     "load",
     "plan",
     "simulate",
+    "tune",
 ]

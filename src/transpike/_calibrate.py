@@ -13,7 +13,7 @@ from . import ops
 from ._allocate import allocate, candidates
 from ._capture import Captured
 from ._plan import Plan
-from ._sensitivity import fisher_information
+from ._sensitivity import Sensitivity, fisher_information
 from .errors import CalibrationError, ConfigError
 from .group import ALONE, Group
 from .observers import Balanced, Histogram
@@ -22,6 +22,7 @@ from .types import Site, Threshold
 from .zoo import weights_digest
 
 Progress = Callable[[int], None]
+Seen = tuple[tuple[torch.Tensor, ...], int]  # a batch's inputs, and how many samples
 
 
 @dataclass(frozen=True)
@@ -73,53 +74,92 @@ def calibrate(
     Raises: CalibrationError for no samples, NaN or infinity, or a site that saw no data, naming it; ConfigError for
     max_samples < 1.
     """
+    choices = {site.name: recipe.choice(site) for site in plan.sites}
+    names = [name for name, choice in choices.items() if choice.threshold is None]
+    readers = readers_of(plan) if balances(plan, recipe) else None
+    seen = observe(
+        captured, marked, names, batches, max_samples=max_samples, readers=readers, progress=progress, group=group
+    )
+    return measured(plan, recipe, seen)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What every site saw of `samples` samples, and how sensitive the prediction is to it (where that was asked for):
+    enough for the thresholds of any recipe with the same sites."""
+
+    histograms: Mapping[str, Histogram]
+    samples: int
+    sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
+
+
+def readers_of(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """By site, the nodes of the layers that read it."""
+    nodes = {layer.name: layer.node for layer in plan.layers}
+    return {site.name: tuple(dict.fromkeys(nodes[layer] for layer, _ in site.reads)) for site in plan.sites}
+
+
+def balances(plan: Plan, recipe: Recipe) -> bool:
+    """Whether some site's rule decides for all sites together."""
+    return any(_together(recipe.choice(site)) for site in plan.sites)
+
+
+def observe(
+    captured: Captured,
+    marked: torch.fx.GraphModule,
+    names: Iterable[str],
+    batches: Iterable[Any],
+    *,
+    max_samples: int | None = 512,
+    readers: Mapping[str, tuple[str, ...]] | None = None,
+    progress: Progress | None = None,
+    group: Group = ALONE,
+) -> Observed:
+    """Watch the sites `names` on `batches`; with `readers` (of `readers_of`) also measure the prediction's sensitivity,
+    in a second pass on the same samples. Other arguments and errors as for `calibrate`."""
     if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
         raise ConfigError(f"max_samples must be None or a whole number of at least 1, not {max_samples!r}")
-    choices = {site.name: recipe.choice(site) for site in plan.sites}
-    together = [site for site in plan.sites if _together(choices[site.name])]
-    kept: list[tuple[tuple[torch.Tensor, ...], int]] = []  # what a second pass needs: inputs, not activations
-    histograms = {name: Histogram() for name, choice in choices.items() if choice.threshold is None}
+    histograms = {name: Histogram() for name in names}
+    kept: list[Seen] | None = None if readers is None else []
     with group.telling():
-        observing = Observing(marked, histograms)
-        samples = _observe(captured, observing, batches, max_samples, progress, group, kept if together else None)
+        samples = _observe(captured, Observing(marked, histograms), batches, max_samples, progress, group, kept)
         _merge(histograms, marked, samples, group)
     if samples == 0:
         raise CalibrationError("calibration got no samples; pass at least one batch of model inputs")
-    blind = [name for name, histogram in histograms.items() if histogram.count == 0]
+    if readers is None or kept is None:
+        return Observed(histograms, samples)
+    return Observed(histograms, samples, fisher_information(marked, readers, kept))
+
+
+def measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
+    """The recipe's thresholds from what its sites saw. Raises CalibrationError for a site that saw nothing."""
+    choices = {site.name: recipe.choice(site) for site in plan.sites}
+    blind = [name for name, choice in choices.items() if choice.threshold is None and not seen.histograms[name].count]
     if blind:
         raise CalibrationError(
             f"no data reached site {', '.join(blind[:5])}; give it a threshold or keep its layer analog"
         )
     thresholds = {
-        name: choice.threshold or _measured(choice, histograms[name], recipe) for name, choice in choices.items()
+        name: choice.threshold or _measured(choice, seen.histograms[name], recipe) for name, choice in choices.items()
     }
+    together = [site for site in plan.sites if _together(choices[site.name])]
     if not together:
-        return Calibration(thresholds, samples)
-    found, levels = _balanced(marked, plan, recipe, together, histograms, kept)
-    return Calibration(thresholds | found, samples, levels)
+        return Calibration(thresholds, seen.samples)
+    found, levels = _balanced(recipe, together, seen)
+    return Calibration(thresholds | found, seen.samples, levels)
 
 
 def _together(choice: Any) -> bool:
     return choice.threshold is None and isinstance(choice.range, Balanced)
 
 
-def _balanced(
-    marked: torch.fx.GraphModule,
-    plan: Plan,
-    recipe: Recipe,
-    sites: list[Site],
-    histograms: Mapping[str, Histogram],
-    kept: list[tuple[tuple[torch.Tensor, ...], int]],
-) -> tuple[dict[str, Threshold], dict[str, int]]:
+def _balanced(recipe: Recipe, sites: list[Site], seen: Observed) -> tuple[dict[str, Threshold], dict[str, int]]:
     """Thresholds and levels of the sites whose rule is `Balanced`. One on which no prediction depends keeps its range."""
-    nodes = {layer.name: layer.node for layer in plan.layers}
-    readers = {site.name: tuple(nodes[layer] for layer, _ in site.reads) for site in plan.sites}
-    sensitivities = fisher_information(marked, readers, kept)
-    heard = [s for s in sites if sensitivities[s.name].information > 0 and histograms[s.name].peak > 0]
+    heard = [s for s in sites if seen.sensitivities[s.name].information > 0 and seen.histograms[s.name].peak > 0]
     if not heard:
         raise CalibrationError("the prediction depends on no site, so thresholds cannot be balanced; use another rule")
-    options = {s.name: candidates(recipe.neuron_for(s), histograms[s.name], recipe) for s in heard}
-    picks = allocate(recipe.range, options, sensitivities, sum(samples for _, samples in kept))  # type: ignore[arg-type]
+    options = {s.name: candidates(recipe.neuron_for(s), seen.histograms[s.name], recipe) for s in heard}
+    picks = allocate(recipe.range, options, seen.sensitivities, seen.samples)  # type: ignore[arg-type]
     thresholds = {name: options[name].thresholds[j] for name, j in picks.items()}
     return thresholds, {name: options[name].levels[j] for name, j in picks.items()}
 
@@ -132,7 +172,7 @@ def _observe(
     max_samples: int | None,
     progress: Progress | None,
     group: Group,
-    kept: list[tuple[tuple[torch.Tensor, ...], int]] | None,
+    kept: list[Seen] | None,
 ) -> int:
     """Run this process's share of the batches; returns the samples of all. `kept` gets every batch's inputs."""
     samples = 0

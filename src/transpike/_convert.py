@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from ._count import batch_axis
 from ._execute import cut, run_body, run_prefix
 from ._mark import insert_sites
 from ._model import SpikingModel
-from ._plan import plan
+from ._plan import Plan, plan
 from ._simulate import batch_axis_of_output
 from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
 from .group import ALONE, Group
@@ -53,6 +54,65 @@ def convert(
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"recipe must be a name or a Recipe, not {type(recipe).__name__}")
+    check_inputs(model, calibration)
+    thresholds = calibration if isinstance(calibration, Mapping) and example is not None else None
+    if thresholds is None:
+        if isinstance(calibration, (torch.Tensor, Mapping)):
+            calibration = [calibration]
+        example, calibration = peek(calibration, example)
+    sited = place_sites(model, capture(model, example, batch_dim=batch_dim), recipe, example)
+    if thresholds is not None:
+        found = given(sited.plan, thresholds)
+    else:
+        found = calibrate(
+            sited.captured, sited.graph, sited.plan, recipe, calibration, max_samples=max_samples, progress=progress,
+            group=group,
+        )  # fmt: skip
+    return sited.network(recipe, found)
+
+
+@dataclass(frozen=True)
+class Sited:
+    """A captured model with its sites: what all recipes with one placement policy share."""
+
+    model: torch.nn.Module
+    captured: Captured
+    plan: Plan
+    graph: torch.fx.GraphModule
+    example: Any
+
+    @cached_property
+    def unfoldable(self) -> str:
+        return unfoldable(self.captured, self.graph, self.example)
+
+    def network(self, recipe: Recipe, found: Calibration) -> SpikingModel:
+        """The converted network. Raises ConfigError for a pattern of the recipe that matches no site."""
+        check_patterns(recipe, self.plan)
+        recipe = replace(recipe, site_levels={**recipe.site_levels, **found.levels})
+        decided = replace(self.plan, notes=recipe.lines())
+        return SpikingModel(self.model, self.captured, self.graph, decided, recipe, found, unfoldable=self.unfoldable)
+
+
+def place_sites(model: torch.nn.Module, captured: Captured, recipe: Recipe, example: Any) -> Sited:
+    """Decide where the recipe's neurons go. Raises PlanError, ConfigError."""
+    decided = plan(captured, recipe.policy, notes=recipe.lines())
+    if not decided.sites:
+        raise PlanError(
+            "no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer"
+        )
+    recipe.policy.check_patterns(decided.layers)
+    check_patterns(recipe, decided)
+    return Sited(model, captured, decided, insert_sites(captured, decided), example)
+
+
+def check_patterns(recipe: Recipe, decided: Plan) -> None:
+    unused = recipe.unused_patterns(decided.sites)
+    if unused and recipe.name not in ("ecmt-code",):
+        raise ConfigError(f"site pattern {unused[0]!r} matches no site; transpike inspect lists the names")
+
+
+def check_inputs(model: Any, calibration: Any) -> None:
+    """Raises for what is no model to convert, or no calibration data."""
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     if not isinstance(calibration, Iterable):
@@ -60,48 +120,9 @@ def convert(
     if model.training:
         raise CaptureError("the model is in training mode; call model.eval() first")
     check_finite(model)
-    thresholds = calibration if isinstance(calibration, Mapping) and example is not None else None
-    if thresholds is None:
-        if isinstance(calibration, (torch.Tensor, Mapping)):
-            calibration = [calibration]
-        example, calibration = _peek(calibration, example)
-    captured = capture(model, example, batch_dim=batch_dim)
-    decided = plan(captured, recipe.policy, notes=recipe.lines())
-    recipe.policy.check_patterns(decided.layers)
-    if not decided.sites:
-        raise PlanError(
-            "no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer"
-        )
-    unused = recipe.unused_patterns(decided.sites)
-    if unused and recipe.name not in ("ecmt-code",):
-        raise ConfigError(f"site pattern {unused[0]!r} matches no site; transpike inspect lists the names")
-    marked = insert_sites(captured, decided)
-    if thresholds is not None:
-        found = given(decided, thresholds)
-    else:
-        found = calibrate(
-            captured, marked, decided, recipe, calibration, max_samples=max_samples, progress=progress, group=group
-        )
-    if found.levels:
-        recipe = replace(recipe, site_levels={**recipe.site_levels, **found.levels})
-    return assemble(model, captured, marked, decided, recipe, found, example)
 
 
-def assemble(
-    model: torch.nn.Module,
-    captured: Captured,
-    marked: Any,
-    decided: Any,
-    recipe: Recipe,
-    found: Calibration,
-    example: Any,
-) -> SpikingModel:
-    return SpikingModel(
-        model, captured, marked, decided, recipe, found, unfoldable=unfoldable(captured, marked, example)
-    )
-
-
-def _peek(batches: Any, example: Any) -> tuple[Any, Iterator[Any]]:
+def peek(batches: Any, example: Any) -> tuple[Any, Iterator[Any]]:
     iterator = iter(batches)
     try:
         first = next(iterator)

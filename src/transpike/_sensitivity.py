@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,7 @@ class Probing(torch.fx.Interpreter):
 
 
 def fisher_information(
-    marked: torch.fx.GraphModule, readers: dict[str, tuple[str, ...]], batches: Iterable[tuple[tuple, int]]
+    marked: torch.fx.GraphModule, readers: Mapping[str, tuple[str, ...]], batches: Iterable[tuple[tuple, int]]
 ) -> dict[str, Sensitivity]:
     """Fisher information of the prediction about every site, unlabelled, in a few backward passes per batch.
 
@@ -79,7 +79,7 @@ def fisher_information(
 
 
 def _probe(
-    marked: torch.fx.GraphModule, readers: dict[str, tuple[str, ...]], leaves: tuple
+    marked: torch.fx.GraphModule, readers: Mapping[str, tuple[str, ...]], leaves: tuple
 ) -> dict[str, tuple[float, int, int]]:
     probing = Probing(marked)
     with torch.enable_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,12 +14,14 @@ import torch.utils._pytree as pytree
 
 from . import zoo
 from ._capture import call_of
+from ._compare import Failed, Misfit, RecipeComparison, convert_each, evaluate_each
 from ._convert import convert
 from ._evaluate import Evaluation, Numbered, evaluate_numbered
 from ._load import load
 from ._model import SpikingModel
 from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Preprocess, Samples, Subset, loader, open_data, split, take, windows
+from .energy import PriceTable
 from .errors import DataError, ModelError
 from .group import ALONE, Group
 from .neurons import choose
@@ -164,6 +166,26 @@ def separate(
     return Part(chosen, data.spec), Part(rest, data.spec), remark
 
 
+def parts(
+    module: torch.nn.Module,
+    data: DataChoice,
+    calibration: DataChoice | None,
+    *,
+    count: int,
+    every: int | None,
+    tuned: Sequence[Mapping[str, Any]] = (),
+) -> tuple[Part, Part, str]:
+    """What calibrates and what is evaluated, of samples as the model reads them; see `separate`. `tuned`: records of
+    samples that tuned a recipe, which are not evaluated."""
+    whole = Part(data.open(module), data.spec)
+    other = None if calibration is None else Part(calibration.open(module), calibration.spec)
+    few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
+    for record in tuned:
+        part, more = without_calibration(part, record, did="tuned the recipe")
+        remark = "; ".join(filter(None, (remark, more)))
+    return few, part, remark
+
+
 def _same(one: Samples, other: Samples) -> bool:
     """Whether two collections are parts of the same data."""
     return _whole(one).fingerprint() == _whole(other).fingerprint()
@@ -175,8 +197,10 @@ def _whole(samples: Samples) -> Samples:
     return samples
 
 
-def without_calibration(data: Part, saved: Mapping[str, Any]) -> tuple[Part, str]:
-    """`data` less the samples a saved network was calibrated on, when it is the same data."""
+def without_calibration(
+    data: Part, saved: Mapping[str, Any], *, did: str = "calibrated this network"
+) -> tuple[Part, str]:
+    """`data` less the samples a saved network was calibrated on, when it is the same data. `did`: what they did."""
     record = data.record()
     if record["fingerprint"] != saved.get("fingerprint"):
         return data, ""
@@ -184,10 +208,11 @@ def without_calibration(data: Part, saved: Mapping[str, Any]) -> tuple[Part, str
     here = range(record["of"]) if record["indices"] is None else record["indices"]
     kept = tuple(position for position, index in enumerate(here) if index not in used)
     if not kept:
-        raise DataError(f"every sample of {data.spec} was used to calibrate this network; evaluate on other data")
+        use = "calibrate this network" if did.startswith("calibrated") else "tune the recipe"
+        raise DataError(f"every sample of {data.spec} was used to {use}; evaluate on other data")
     if len(kept) == len(data.samples):
         return data, ""
-    remark = f"{len(data.samples) - len(kept)} samples of {data.spec} calibrated this network and are left out"
+    remark = f"{len(data.samples) - len(kept)} samples of {data.spec} {did} and are left out"
     return Part(Subset(data.samples, kept), data.spec), remark
 
 
@@ -219,6 +244,14 @@ def try_model(model: torch.nn.Module, inputs: Any, *, where: str) -> None:
         ) from error
 
 
+def tried_inputs(model: torch.nn.Module, part: Part, batch_size: int, on_failure: Failure | None) -> Iterator[Any]:
+    """`inputs_of`, once the model has run on the first batch."""
+    batches = inputs_of(part, batch_size, on_failure)
+    first = next(batches)
+    try_model(model, first, where=part.spec)
+    return chain([first], batches)
+
+
 def convert_on(
     model: torch.nn.Module,
     part: Part,
@@ -231,10 +264,7 @@ def convert_on(
     group: Group = ALONE,
 ) -> SpikingModel:
     """Convert with every sample of `part` for calibration."""
-    batches = inputs_of(part, batch_size, on_failure)
-    first = next(batches)
-    try_model(model, first, where=part.spec)
-    batches = chain([first], batches)
+    batches = tried_inputs(model, part, batch_size, on_failure)
     return convert(model, batches, recipe, batch_dim=batch_dim, max_samples=None, progress=progress, group=group)
 
 
@@ -253,7 +283,8 @@ def evaluate_on(
 ) -> Evaluation:
     """Evaluate on every sample of `part`; labels beyond the model's classes are refused.
 
-    Arguments: kernel -- as in `simulate`; "auto" compiles where all samples together are worth it. journal, group -- as for `transpike.evaluate`, but every process reads only its own batches.
+    Arguments: kernel -- as in `simulate`; "auto" compiles where all samples together are worth it. journal, group -- as
+    for `transpike.evaluate`, but every process reads only its own batches.
     """
 
     def read(numbers: Iterator[int]) -> Iterator[Numbered]:
@@ -273,6 +304,44 @@ def _about(part: Part) -> dict[str, Any]:
     record = part.record()
     indices = hashlib.sha256(str(record["indices"]).encode()).hexdigest()
     return {"fingerprint": record["fingerprint"], "samples": record["samples"], "indices": indices}
+
+
+def convert_each_on(
+    model: torch.nn.Module,
+    part: Part,
+    recipes: Mapping[str, Recipe],
+    *,
+    batch_size: int = 16,
+    batch_dim: int = 0,
+    on_failure: Failure | None = None,
+    on_failed: Failed | None = None,
+    progress: Progress | None = None,
+) -> dict[str, SpikingModel | Misfit]:
+    """Convert by every recipe with every sample of `part` for calibration."""
+    batches = tried_inputs(model, part, batch_size, on_failure)
+    return convert_each(
+        model, batches, recipes, batch_dim=batch_dim, max_samples=None, on_failed=on_failed, progress=progress
+    )
+
+
+def evaluate_each_on(
+    networks: Mapping[str, SpikingModel | Misfit],
+    part: Part,
+    *,
+    steps: Sequence[int],
+    batch_size: int = 16,
+    mode: str = "auto",
+    prices: PriceTable | None = None,
+    on_failure: Failure | None = None,
+    on_failed: Failed | None = None,
+    progress: Progress | None = None,
+) -> RecipeComparison:
+    """Evaluate every network on every sample of `part`; labels beyond the model's classes are refused."""
+    classes = next((one.num_outputs for one in networks.values() if isinstance(one, SpikingModel)), None)
+    batches = loader(part.samples, batch_size=batch_size, on_failure=on_failure, num_classes=classes)
+    return evaluate_each(
+        networks, batches, steps=steps, mode=mode, prices=prices, on_failed=on_failed, progress=progress
+    )
 
 
 @dataclass(frozen=True)
@@ -309,12 +378,11 @@ def ready_fresh(
     batch_dim: int,
     on_failure: Failure | None,
     progress: Progress | None,
+    tuned: Sequence[Mapping[str, Any]] = (),
     group: Group = ALONE,
 ) -> Ready:
     """`module`, as `source` names it, converted on the spot, on samples of its own or on a part of `data`."""
-    whole = Part(data.open(module), data.spec)
-    other = None if calibration is None else Part(calibration.open(module), calibration.spec)
-    few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
+    few, part, remark = parts(module, data, calibration, count=count, every=every, tuned=tuned)
     network = convert_on(
         module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress,
         group=group,
@@ -332,15 +400,19 @@ __all__ = [
     "ModelChoice",
     "Part",
     "Ready",
+    "convert_each_on",
     "convert_on",
+    "evaluate_each_on",
     "evaluate_on",
     "inputs_of",
     "is_saved",
     "load",
+    "parts",
     "read_config",
     "ready_fresh",
     "ready_saved",
     "separate",
+    "tried_inputs",
     "try_model",
     "without_calibration",
 ]

@@ -23,11 +23,13 @@ from .types import Site, SiteKind, Threshold
 
 @dataclass(frozen=True)
 class SiteChoice:
-    """What differs for some sites; None keeps the recipe's choice. `threshold` is given instead of calibrated."""
+    """What differs for some sites; None keeps the recipe's choice. `threshold` is given instead of calibrated;
+    `cutoff` is the neuron's, where it has one."""
 
     levels: int | None = None
     range: RangeRule | None = None
     threshold: Threshold | None = None
+    cutoff: float | None = None
 
     def __post_init__(self) -> None:
         if self.levels is not None and (not isinstance(self.levels, int) or not 1 <= self.levels <= 24):
@@ -86,7 +88,11 @@ class Recipe:
         return merged
 
     def neuron_for(self, site: Site) -> Neuron:
-        return replace(self.neuron, levels=self.choice(site).levels)  # type: ignore[type-var]
+        choice = self.choice(site)
+        cutoff = {} if choice.cutoff is None else {"cutoff": choice.cutoff}
+        if cutoff and not hasattr(self.neuron, "cutoff"):
+            raise ConfigError(f"neuron {self.neuron.name} has no cutoff; drop it for site {site.name}")
+        return replace(self.neuron, levels=choice.levels, **cutoff)  # type: ignore[type-var]
 
     def unused_patterns(self, sites: tuple[Site, ...]) -> list[str]:
         return [p for p in self.patterns if not any(fnmatch.fnmatchcase(site.name, p) for site in sites)]
@@ -143,7 +149,9 @@ def _words(choice: SiteChoice) -> str:
     levels = None if choice.levels is None else f"{choice.levels} levels"
     rule = None if choice.range is None else _spelled(choice.range)
     given = choice.threshold
-    return ", ".join(filter(None, (levels, rule, given and f"threshold {given.positive:g} / {given.negative:g}")))
+    threshold = given and f"threshold {given.positive:g} / {given.negative:g}"
+    cutoff = None if choice.cutoff is None else f"cutoff {choice.cutoff:g}"
+    return ", ".join(filter(None, (levels, rule, threshold, cutoff)))
 
 
 def _range_to_json(rule: RangeRule) -> dict[str, Any]:
@@ -155,6 +163,7 @@ def _choice_to_json(choice: SiteChoice) -> dict[str, Any]:
         "levels": choice.levels,
         "range": None if choice.range is None else _range_to_json(choice.range),
         "threshold": None if choice.threshold is None else choice.threshold.to_json(),
+        **({} if choice.cutoff is None else {"cutoff": choice.cutoff}),
     }
 
 
@@ -164,6 +173,7 @@ def _choice_from_json(data: Mapping[str, Any]) -> SiteChoice:
         data.get("levels"),
         None if rule is None else _build(RANGE_RULES, rule, "range rule"),
         None if threshold is None else Threshold(*map(float, threshold)),
+        None if data.get("cutoff") is None else float(data["cutoff"]),
     )
 
 

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import ConfigError, ProcessError, TranspikeError
 from ..group import ALONE, join, leave
-from . import convert, demo, evaluate, export, inspect, layers, literal
+from . import compare, convert, demo, evaluate, export, inspect, layers, literal, tune
 from .console import no_logs, remark, silence
 
 # The base of all complaints about arguments; typer brings its own copy of click in some versions.
@@ -30,9 +30,11 @@ app = typer.Typer(
 app.command("inspect")(inspect.inspect)
 app.command("convert")(convert.convert)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("layers")(layers.layers)
 app.command("literal")(literal.literal)
+app.command("tune")(tune.tune)
 app.add_typer(export.app, name="export")
 
 
@@ -117,7 +119,8 @@ def _interrupted(error: BaseException | None) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 2 wrong input or use (one sentence says what), 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 done but the target of `tune` not reached, 2 wrong input or use (one
+    sentence says what), 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         with no_logs(), _together():

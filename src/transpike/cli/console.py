@@ -45,10 +45,8 @@ def show(table: object) -> None:
         output.file.write(f"{table}\n\n")
 
 
-@contextlib.contextmanager
-def progress(label: str, total: int, *, resumes: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on a terminal; nothing elsewhere. Yields a function that takes the samples done;
-    those of its first call were done before, and count for neither rate nor time left. `resumes`: say how many."""
+def _bar() -> rich.progress.Progress:
+    """A bar with rate and time left on a terminal; nothing elsewhere."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -57,9 +55,16 @@ def progress(label: str, total: int, *, resumes: bool = False) -> Iterator[Calla
         rich.progress.TimeElapsedColumn(),
         rich.progress.TimeRemainingColumn(),
     )
-    with rich.progress.Progress(
+    return rich.progress.Progress(
         *columns, console=errors, transient=True, disable=not errors.is_terminal, speed_estimate_period=HOUR
-    ) as bar:
+    )
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, *, resumes: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar for one stage. Yields a function that takes the samples done; those of its first call were done before, and
+    count for neither rate nor time left. `resumes`: say how many."""
+    with _bar() as bar:
         task = bar.add_task(label, total=total, start=False)
 
         def advance(done: int) -> None:
@@ -69,6 +74,20 @@ def progress(label: str, total: int, *, resumes: bool = False) -> Iterator[Calla
             bar.reset(task, completed=done)
             if resumes and done:
                 remark(f"{done} of {total} samples were done before")
+
+        yield advance
+
+
+@contextlib.contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per stage. Yields a function that takes the stage, what is done and of how many."""
+    with _bar() as bar:
+        tasks: dict[str, rich.progress.TaskID] = {}
+
+        def advance(stage: str, done: int, of: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=of)
+            bar.update(tasks[stage], completed=done, total=of)
 
         yield advance
 

@@ -32,7 +32,7 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="Labelled samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits.")
     ],
-    steps: Annotated[int, typer.Option(help="Time-steps T.")] = 8,
+    steps: Annotated[int | None, typer.Option(help="Time-steps T; by default those of the recipe.")] = None,
     json: Annotated[str | None, typer.Option(help="Write the report to this JSON file.")] = None,
     report: Annotated[str | None, typer.Option(help="Write report.json and pictures to this folder.")] = None,
     calibration: Annotated[
@@ -109,11 +109,12 @@ def evaluate(
         with progress("calibrating", samples) as advance:
             ready = pipeline.ready_fresh(
                 module, choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size,
-                batch_dim=batch_dim, on_failure=failures, progress=advance, group=group,
+                batch_dim=batch_dim, on_failure=failures, progress=advance, tuned=options.tuned_on([recipe]), group=group,
             )  # fmt: skip
     if ready.remark:
         remark(ready.remark)
     converted = time.perf_counter()
+    steps = ready.network.recipe.steps if steps is None else steps
     with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
             ready.network,
@@ -132,16 +133,14 @@ def evaluate(
         _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table)
 
 
-def _check(context: typer.Context, target: str, saved: bool, steps: int, mode: str, kernel: str) -> None:
+def _check(context: typer.Context, target: str, saved: bool, steps: int | None, mode: str, kernel: str) -> None:
     """Raise ConfigError for what would only show after a long run, or would silently have no effect."""
-    from .._simulate import MODES
     from ..errors import ConfigError
     from ..neurons import KERNELS
 
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise ConfigError(f"--steps must be at least 1, not {steps}")
-    if mode not in MODES:
-        raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
+    options.check_mode(mode)
     if kernel not in KERNELS:
         raise ConfigError(f"--kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
     with_model = bool(options.given(context, ("model",)))

@@ -113,6 +113,54 @@ def chosen_recipe(name: str, more: list[str] | None = None, **changes: Any) -> R
         raise error if name in str(error) else ConfigError(f"{name}: {error}") from error
 
 
+def tuned_on(names: Iterable[str]) -> list[dict[str, Any]]:
+    """What recipe files say about the samples that tuned them, which evaluation leaves out."""
+    files = [read_json_file(name) for name in names if name.endswith(".json")]
+    records = [file.get("tuned") for file in files if isinstance(file, dict)]
+    return [record for record in records if isinstance(record, dict)]
+
+
+def chosen_recipes(text: str, **changes: Any) -> dict[str, Recipe]:
+    """ "ecmt,ecmt:levels=10:symmetric=true,mine.json" -> recipes under the words that name them."""
+    found: dict[str, Recipe] = {}
+    for item in map(str.strip, _cut(text, ",")):
+        if item in found:
+            raise ConfigError(f"--recipes names {item} twice; leave one out, or change a setting")
+        if not item:
+            raise ConfigError(f"--recipes takes names separated by commas, not {text!r}")
+        name, *more = [item] if item.endswith(".json") and "=" not in item else _cut(item, ":")
+        found[item] = chosen_recipe(name, more, **changes)
+    return found
+
+
+def _cut(text: str, at: str) -> list[str]:
+    """Split where no bracket or quotation mark of a JSON value is open."""
+    parts, depth, quoted = [""], 0, False
+    for character in text:
+        quoted ^= character == '"'
+        depth += 0 if quoted else (character in "[{") - (character in "]}")
+        if character == at and not depth and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def whole_numbers(text: str, option: str) -> tuple[int, ...]:
+    """ "1,2,4" -> (1, 2, 4), ascending. Raises ConfigError for anything but whole numbers of at least 1."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise ConfigError(f"{option} takes whole numbers of at least 1, separated by commas, not {text!r}")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def check_mode(mode: str) -> None:
+    from .._simulate import MODES
+
+    if mode not in MODES:
+        raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
+
+
 def given(context: typer.Context, names: Iterable[str]) -> str:
     """Those of the options that were written on the command line: "--levels, --first-layer"."""
     sources = {name: context.get_parameter_source(name) for name in names}
