@@ -56,6 +56,7 @@ def test_documents_show_what_the_results_hold(common: Any, path: Path) -> None:
 def test_models_are_the_published_ones(common: Any) -> None:
     timm = pytest.importorskip("timm")
     from safetensors.torch import load_file
+
     from shared_models import resnet20_cifar10
 
     published = resnet20_cifar10()

@@ -231,7 +231,7 @@ def environment(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "torchvision", "numpy", *packages)},
         "torch_build": torch.__version__,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

@@ -59,8 +59,8 @@ def their_row(name: str, source: dict[str, Any], run: dict[str, Any], steps: int
     return (
         run["method"],
         str(steps),
-        percent(run["accuracy"][last - 1]),
-        percent(run["agreement"][last - 1]),
+        with_delay(run, "accuracy", steps, last),
+        with_delay(run, "agreement", steps, last),
         f"{events:.2f}",
         "1" if largest == 1 else f"{bits(2 * largest + 1)}",
         f"{units:.2f}",
@@ -69,6 +69,12 @@ def their_row(name: str, source: dict[str, Any], run: dict[str, Any], steps: int
         ratio("total_uj"),
         both([run["seconds"][t]["ratio"] for t in at(counts, steps)]),
     )
+
+
+def with_delay(run: dict[str, Any], key: str, steps: int, last: int) -> str:
+    """In brackets with SpikingJelly's delayed read-out."""
+    plain, delayed = percent(run[key][last - 1]), run.get("delayed", {}).get(str(steps))
+    return f"{plain} ({percent(delayed[key][0])})" if delayed else plain
 
 
 def at(counts: dict[str, Any], steps: int) -> list[str]:
@@ -105,8 +111,8 @@ def our_rows(name: str, model: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [columns, ("---",) * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    head, *body = (f"| {' | '.join(line)} |" for line in (columns, *rows))
+    return "\n".join([head, f"|{'---|' * len(columns)}", *body])
 
 
 def by_step(run: dict[str, Any], keys: tuple[str, ...]) -> list[tuple[str, ...]]:
