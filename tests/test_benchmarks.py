@@ -1,0 +1,70 @@
+"""The benchmarks' own parts: the split, the models they build, the tables of committed results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("spikingjelly_*.json"))
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "spikingjelly")
+    return importlib.import_module("common")
+
+
+def test_no_calibration_sample_is_evaluated(common: Any) -> None:
+    for name, (calibrate, evaluate) in common.COUNTS.items():
+        split = common.read_split(name)
+        assert len(set(split["calibrate"])) == calibrate
+        assert len(set(split["evaluate"])) == evaluate
+        assert not set(split["calibrate"]) & set(split["evaluate"])
+
+
+def test_dense_operations_are_those_of_the_layers(common: Any) -> None:
+    model, counted = common.ResNet20().eval(), []
+
+    def count(module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+        counted.append(output[0].numel() * module.weight[0].numel())
+
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)) and name != "conv1":
+            module.register_forward_hook(count)
+    model(torch.zeros(1, 3, 32, 32))
+    assert sum(counted) == common.dense_behind_spikes("resnet20")
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_documents_show_what_the_results_hold(common: Any, path: Path) -> None:
+    rows = importlib.import_module("table").document(json.loads(path.read_text("utf-8"))).splitlines()
+    shown = (ROOT / "docs" / "results.md").read_text("utf-8").splitlines()
+    numbers = [row for row in rows if row.startswith(("| SpikingJelly", "| transpike"))]
+    assert len(numbers) > 20
+    assert set(numbers) <= set(shown)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared models and data are not beside the checkout")
+def test_models_are_the_published_ones(common: Any) -> None:
+    timm = pytest.importorskip("timm")
+    from safetensors.torch import load_file
+
+    from shared_models import resnet20_cifar10
+
+    published = resnet20_cifar10()
+    weights = load_file(SHARED / "resnet-cifar10" / "resnet20-12fca82f.safetensors")
+    published.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
+    deit = timm.create_model("deit_tiny_patch16_224")
+    deit.load_state_dict(load_file(SHARED / "deit-tiny" / "deit_tiny_patch16_224.safetensors"))
+    for name, theirs, size in (("resnet20", published, 32), ("vit", deit, 224)):
+        x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(common.MODELS[name](SHARED)(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
