@@ -55,7 +55,7 @@ def candidates(neuron: Neuron, histogram: Histogram, recipe: Recipe) -> Candidat
 def allocate(
     rule: Balanced, choices: Mapping[str, Candidates], sensitivities: Mapping[str, Sensitivity], samples: int
 ) -> dict[str, int]:
-    """The candidate of every site that minimises the Lagrangian of `Balanced`, at the multiplier that meets the budget."""
+    """By site, the candidate that minimises the Lagrangian of `Balanced` at the multiplier that meets the budget."""
     divergence = {n: c.error * sensitivities[n].information / samples / 2 for n, c in choices.items()}
     operations = {n: c.spikes * sensitivities[n].operations for n, c in choices.items()}
     whole = sum(sensitivities[n].operations for n in choices)

@@ -154,7 +154,7 @@ def _together(choice: Any) -> bool:
 
 
 def _balanced(recipe: Recipe, sites: list[Site], seen: Observed) -> tuple[dict[str, Threshold], dict[str, int]]:
-    """Thresholds and levels of the sites whose rule is `Balanced`. One on which no prediction depends keeps its range."""
+    """Thresholds and levels of sites whose rule is `Balanced`. One on which no prediction depends keeps its range."""
     heard = [s for s in sites if seen.sensitivities[s.name].information > 0 and seen.histograms[s.name].peak > 0]
     if not heard:
         raise CalibrationError("the prediction depends on no site, so thresholds cannot be balanced; use another rule")

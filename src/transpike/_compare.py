@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ._calibrate import Observed, balances, batch_size, measured, observe
+from ._calibrate import Observed, balances, batch_size, measured, observe, readers_of
 from ._capture import Captured, capture
 from ._convert import Sited, check_inputs, peek, place_sites
 from ._evaluate import Evaluation, LabelledBatch
@@ -157,7 +157,11 @@ def convert_each(
 
 
 def _watch(
-    sited: Sited, calibration: Iterable[Any], most: int | None, before: int, progress: Progress | None,
+    sited: Sited,
+    calibration: Iterable[Any],
+    most: int | None,
+    before: int,
+    progress: Progress | None,
     sensitive: bool,
 ) -> Observed:
     def tell(done: int) -> None:

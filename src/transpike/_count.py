@@ -18,15 +18,16 @@ from .types import Layer, Role
 class Counter:
     """Fills a tally from the masks of who fired (and, for products, whose sum of spikes is not zero after the step).
 
-    Masks hold how often a neuron fired in a step: bool where that is once at most, else uint8. A mask follows its tensor from the site through the rearrangements to each reader; there a weight layer counts
-    spikes x fan-out, and a product counts the three terms of its compensation,
+    Masks hold how often a neuron fired in a step: bool where that is once at most, else uint8. A mask follows its
+    tensor from the site through the rearrangements to each reader; there a weight layer counts spikes x fan-out, and a
+    product counts the three terms of its compensation,
 
         spike x spike + spike x accumulated + accumulated x spike,
 
     by row and column counts; with `terms` 2, spike x new sum + old sum x spike, which is the same in one term less. A
-    weight layer that stays analog behind a neuron counts its non-zero inputs at every step,
-    as the published monitor does for the head; the sums include the step itself, as there, so the first step counts
-    its pairs three times. `folded` is how many steps one run of the body carries in its batch.
+    weight layer that stays analog behind a neuron counts its non-zero inputs at every step, as the published monitor
+    does for the head; the sums of the three terms include the step itself, as there, so the first step counts its pairs
+    three times. `folded` is how many steps one run of the body carries in its batch.
     """
 
     def __init__(

@@ -152,8 +152,7 @@ class Literal:
             if self.check and int(firings[-1].channels.sum(0).max()) > 1:
                 raise BrokenPromise(f"site {site}: two channels of one neuron fired at once in step {state.t}")
         state.membranes[site] = membrane
-        spikes = _together(firings)
-        return spikes
+        return _together(firings)
 
     # --- operators ---------------------------------------------------------------------------------------------------
 

@@ -94,7 +94,13 @@ class SpikingModel:
         return sum(site.neurons for site in self.plan.sites)
 
     def simulate(
-        self, inputs: Any, steps: int | None = None, *, mode: str = "auto", count: bool = True, kernel: str | None = None
+        self,
+        inputs: Any,
+        steps: int | None = None,
+        *,
+        mode: str = "auto",
+        count: bool = True,
+        kernel: str | None = None,
     ) -> Run:
         """Simulate `steps` time-steps on a batch of model inputs; see `transpike.simulate`."""
         steps = self.recipe.steps if steps is None else steps

@@ -61,8 +61,8 @@ def fisher_information(
 
     Arguments: readers -- by site, the layers' nodes in the marked graph that read it. batches -- (inputs, samples).
     The prediction is p = softmax over the last dimension of the (first) output. A probe is z = sqrt(p) r - p <sqrt(p),
-    r> with random signs r: its covariance is diag(p) - p p', the Fisher matrix of the logits, so the squared gradient of
-    <z, logits> is on average the information. Several predictions of a sample (tokens) count with their mean. The
+    r> with random signs r: its covariance is diag(p) - p p', the Fisher matrix of the logits, so the squared gradient
+    of <z, logits> is on average the information. Several predictions of a sample (tokens) count with their mean. The
     signs are drawn once, so that neither the order nor the batching of samples matters.
     Source: empirical use of the diagonal Fisher for bit allocation (HAWQ, FIT); per site and for spikes it is ours.
     """

@@ -56,7 +56,8 @@ def simulate(
     synaptic operations. kernel -- "compiled" runs folded neurons as one compiled pass over memory, "eager" step by step
     in PyTorch, with the same results; "auto" compiles where that is worth it and a compiler is there; None is the
     model's own choice, `model.kernel`.
-    Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for inputs of another shape.
+    Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for
+    inputs of another shape.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")

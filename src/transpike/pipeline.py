@@ -19,8 +19,9 @@ from ._convert import convert
 from ._evaluate import Evaluation, Numbered, evaluate_numbered
 from ._load import load
 from ._model import SpikingModel
+from ._parts import Part, separate, without_calibration
 from .codecs.bundle import CONFIG, FORMAT, read_config
-from .data import Preprocess, Samples, Subset, loader, open_data, split, take, windows
+from .data import Preprocess, Samples, loader, open_data, take, windows
 from .energy import PriceTable
 from .errors import DataError, ModelError
 from .group import ALONE, Group
@@ -119,53 +120,6 @@ def _tokens(model: torch.nn.Module) -> int | None:
     return most if isinstance(most, int) and 0 < most < 128 else None
 
 
-@dataclass(frozen=True)
-class Part:
-    """Samples and where they came from, for the report and for keeping calibration and evaluation apart."""
-
-    samples: Samples
-    spec: str
-
-    def record(self) -> dict[str, Any]:
-        whole = _whole(self.samples)
-        return {
-            "data": self.spec,
-            "name": self.samples.name,
-            "fingerprint": whole.fingerprint(),
-            "samples": len(self.samples),
-            "of": len(whole),
-            "indices": _indices(self.samples),
-        }
-
-
-def _indices(samples: Samples) -> list[int] | None:
-    """Positions in the whole data, or None for all of it."""
-    if not isinstance(samples, Subset):
-        return None
-    outer = _indices(samples.parent)
-    return list(samples.indices) if outer is None else [outer[i] for i in samples.indices]
-
-
-def separate(
-    data: Part, calibration: Part | None, *, count: int, every: int | None, seed: int
-) -> tuple[Part, Part, str]:
-    """(calibration, evaluation) with no sample in both, and a remark on how they were kept apart ("": two sources).
-
-    One source serving both is split: every k-th sample, or `count` random ones, calibrate.
-    """
-    if calibration is not None and not _same(calibration.samples, data.samples):
-        others = calibration.samples
-        few = take(others, count, seed=seed) if every is None else split(others, every=every)[0]
-        return Part(few, calibration.spec), data, ""
-    if len(data.samples) < 2:
-        raise DataError(f"{data.spec} has 1 sample here, which cannot both calibrate and be evaluated; give more")
-    half = min(count, max(1, len(data.samples) // 2))
-    chosen, rest = split(data.samples, calibration=half, seed=seed, every=every)
-    how = f"every {every}th sample" if every is not None else f"{len(chosen)} random samples (seed {seed})"
-    remark = f"calibration and evaluation share {data.spec}: {how} calibrate, the other {len(rest)} are evaluated"
-    return Part(chosen, data.spec), Part(rest, data.spec), remark
-
-
 def parts(
     module: torch.nn.Module,
     data: DataChoice,
@@ -184,36 +138,6 @@ def parts(
         part, more = without_calibration(part, record, did="tuned the recipe")
         remark = "; ".join(filter(None, (remark, more)))
     return few, part, remark
-
-
-def _same(one: Samples, other: Samples) -> bool:
-    """Whether two collections are parts of the same data."""
-    return _whole(one).fingerprint() == _whole(other).fingerprint()
-
-
-def _whole(samples: Samples) -> Samples:
-    while isinstance(samples, Subset):
-        samples = samples.parent
-    return samples
-
-
-def without_calibration(
-    data: Part, saved: Mapping[str, Any], *, did: str = "calibrated this network"
-) -> tuple[Part, str]:
-    """`data` less the samples a saved network was calibrated on, when it is the same data. `did`: what they did."""
-    record = data.record()
-    if record["fingerprint"] != saved.get("fingerprint"):
-        return data, ""
-    used = set(range(record["of"]) if saved.get("indices") is None else saved["indices"])
-    here = range(record["of"]) if record["indices"] is None else record["indices"]
-    kept = tuple(position for position, index in enumerate(here) if index not in used)
-    if not kept:
-        use = "calibrate this network" if did.startswith("calibrated") else "tune the recipe"
-        raise DataError(f"every sample of {data.spec} was used to {use}; evaluate on other data")
-    if len(kept) == len(data.samples):
-        return data, ""
-    remark = f"{len(data.samples) - len(kept)} samples of {data.spec} {did} and are left out"
-    return Part(Subset(data.samples, kept), data.spec), remark
 
 
 def inputs_of(part: Part, batch_size: int, on_failure: Failure | None) -> Iterator[Any]:

@@ -58,10 +58,10 @@ class Recipe:
     policy: Policy = field(default_factory=Policy)
     kinds: Mapping[SiteKind, SiteChoice] = field(default_factory=dict)
     patterns: Mapping[str, SiteChoice] = field(default_factory=dict)
-    site_levels: Mapping[str, int] = field(default_factory=dict)
     threshold_bits: int | None = 8
     product_terms: int = 3
     steps: int = 8
+    site_levels: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bits = self.threshold_bits
@@ -271,7 +271,7 @@ def cascade(
     analog: tuple[str, ...] = (),
     allow_unknown: bool = False,
 ) -> Recipe:
-    """Residual cascade: a neuron fires several times within a step, each time at what is left, so that one step is enough.
+    """Residual cascade: a neuron fires several times within a step, each time at what is left; one step is enough.
 
     Source: harmony multi-threshold neurons (AAAI 2026). Differences: one signed neuron, the nearest power of two of
     either sign first, up to `pulses` firings; the range is the largest magnitude; products in two terms.
@@ -293,7 +293,7 @@ def balanced(
     analog: tuple[str, ...] = (),
     allow_unknown: bool = False,
 ) -> Recipe:
-    """Ours: the cascade with thresholds and levels of all sites balanced, so that a given error costs the fewest spikes.
+    """Ours: the cascade with thresholds and levels of all sites balanced: a given error for the fewest operations.
 
     `divergence` is the KL divergence from the source's prediction, in nats, that conversion may cause; or `energy` the
     share of the source's energy (the paper's account) it may spend. See `observers.Balanced`.

@@ -109,7 +109,8 @@ def evaluate(
         with progress("calibrating", samples) as advance:
             ready = pipeline.ready_fresh(
                 module, choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size,
-                batch_dim=batch_dim, on_failure=failures, progress=advance, tuned=options.tuned_on([recipe]), group=group,
+                batch_dim=batch_dim, on_failure=failures, progress=advance, tuned=options.tuned_on([recipe]),
+                group=group,
             )  # fmt: skip
     if ready.remark:
         remark(ready.remark)

@@ -60,7 +60,8 @@ def product_operations(
 ) -> torch.Tensor:
     """Pairs of non-zero elements that a product multiplies, per step: sum over k of count_left(k) count_right(k).
 
-    Arguments: left, right -- masks (bool, or counts of spikes) in the operands' shapes, time folded into the batch axes `axes`.
+    Arguments: left, right -- masks (bool, or counts of spikes) in the operands' shapes, time folded into the batch axes
+    `axes`.
     Returns: int64 [steps]. By counts of rows and columns, never by a second product.
     """
     if node.target in ELEMENTWISE:

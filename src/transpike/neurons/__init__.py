@@ -4,7 +4,8 @@ A neuron is a frozen, serialisable value with one pure function
 
     step(state, t, mean_in, threshold) -> (state, mean_out, emitted)
 
-which a time-step calls once, or `pulses` times for a neuron that may fire several times in it. `state` is None before the first step and one tensor of float32 (or float64) afterwards; nothing else survives a step.
+which a time-step calls once, or `pulses` times for a neuron that may fire several times in it. `state` is None before
+the first step and one tensor of float32 (or float64) afterwards; nothing else survives a step.
 To add a neuron, add its file and its row in NEURONS.
 """
 

@@ -9,8 +9,8 @@ import torch
 
 from ..errors import ConfigError
 from ..types import Threshold
-from .multi_threshold import BITS, signed_amplitudes, signed_scale, silence, with_sign
 from .codes import rate_step
+from .multi_threshold import BITS, signed_amplitudes, signed_scale, silence, with_sign
 
 
 @dataclass(frozen=True)
