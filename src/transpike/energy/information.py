@@ -9,23 +9,24 @@ from math import ceil, log2
 GRID = 1 << 24  # levels further apart than this are not levels of one neuron
 
 
-def distinct_values(amplitudes: Sequence[float], steps: int) -> int:
+def distinct_values(amplitudes: Sequence[float], steps: int, pulses: int = 1) -> int:
     """The number of distinct values of s(1) + ... + s(T), where each s(t) is 0 or one of the amplitudes.
 
     Every such sum can occur: the input of a step can drive the neuron to any of its levels. Only the pattern of levels
     counts: each sign is measured in its smallest level, so that a network is not credited with the mixtures that two
     unequal thresholds make possible. One level of one sign: T + 1, as in Yan et al., arXiv 2409.08290. Both signs of
-    theta 2^k, k < n, at T = 1: 2n + 1.
+    theta 2^k, k < n, at T = 1: 2n + 1. With several `pulses` a step only sums within the range of the levels count:
+    firings after the first refine a value, and its input is in range, so the opponent is not made wider than that.
     """
-    return _count(tuple(sorted(_grid(amplitudes))), steps)
+    return _count(tuple(sorted(_grid(amplitudes))), steps * pulses, pulses > 1)
 
 
-def bits(amplitudes: Sequence[float], steps: int) -> int:
+def bits(amplitudes: Sequence[float], steps: int, pulses: int = 1) -> int:
     """ceil(log2(distinct values)), at least 1: the activation width of the ANN that carries the same information.
 
     Source: the definition of Yan et al., arXiv 2409.08290 (ceil(log2(T + 1)) for one level), for any set of levels.
     """
-    return max(1, ceil(log2(distinct_values(amplitudes, steps))))
+    return max(1, ceil(log2(distinct_values(amplitudes, steps, pulses))))
 
 
 def _grid(amplitudes: Sequence[float]) -> set[int]:
@@ -38,8 +39,10 @@ def _grid(amplitudes: Sequence[float]) -> set[int]:
 
 
 @cache
-def _count(levels: tuple[int, ...], steps: int) -> int:
+def _count(levels: tuple[int, ...], steps: int, in_range: bool) -> int:
     """Sums as the bits of one integer: bit (value - least) is set when the value can be reached."""
+    if in_range:
+        return _count_in_range(levels, steps)
     least = min((*levels, 0))
     reached, moves = 1, [0, *levels]
     for _ in range(steps):
@@ -47,4 +50,17 @@ def _count(levels: tuple[int, ...], steps: int) -> int:
         for move in moves:
             wider |= reached << (move - least)
         reached = wider
+    return reached.bit_count()
+
+
+def _count_in_range(levels: tuple[int, ...], moves: int) -> int:
+    """Bit (value + offset) is set for a value between the lowest and the highest level that can be reached."""
+    low, high = min((*levels, 0)), max((*levels, 0))
+    reached, whole = 1 << -low, (1 << (high - low + 1)) - 1
+    for _ in range(moves):
+        before = reached
+        for level in levels:
+            reached |= (before << level if level > 0 else before >> -level) & whole
+        if reached == before:
+            break
     return reached.bit_count()

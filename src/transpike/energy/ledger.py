@@ -95,7 +95,11 @@ def ledger(model: SpikingModel, tally: Tally, *, synapses_per_weight_read: float
     for site in model.plan.sites:
         levels = len(model.neurons[site.name].amplitudes(model.thresholds[site.name]))
         module = site.name.rpartition(":")[0]
-        entries.append(Entry(site.name, "neuron", module, "neurons", {}, neuron(site, levels, book)))
+        entries.append(
+            Entry(
+                site.name, "neuron", module, "neurons", {}, neuron(site, levels, model.neurons[site.name].pulses, book)
+            )
+        )
     (result,) = (node for node in model.captured.graph.graph.nodes if node.op == "output")
     entries.append(Entry("output", "sum over steps", "", "output", {}, output(result, book)))
     return Ledger(tuple(entries), tuple(uncounted), tally.steps)

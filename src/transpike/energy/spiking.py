@@ -90,14 +90,14 @@ def module_state(node: torch.fx.Node, role: Role, book: Book) -> Counts:
     }
 
 
-def neuron(site: Site, levels: int, book: Book) -> Counts:
+def neuron(site: Site, levels: int, pulses: int, book: Book) -> Counts:
     """Integrate and compare in every step, subtract when a spike is sent; the spike goes to every reader with its
-    level and address."""
+    level and address. A neuron that may fire several times in a step compares again after every spike."""
     neurons, spikes = book.tally.neurons[site.name], book.spikes(site.name)
     width = ceil(log2(max(levels, 1))) + ceil(log2(max(neurons, 1)))
     return {
         Kind.INTEGRATE: neurons + spikes,
-        Kind.COMPARE: levels * neurons * book.every,
+        Kind.COMPARE: levels * (neurons * book.every + (spikes if pulses > 1 else 0)),
         Kind.STATE_WORDS: 2 * neurons * book.every,
         Kind.EVENT_BITS: len(site.reads) * width * spikes,
     }

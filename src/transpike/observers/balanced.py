@@ -26,7 +26,7 @@ class Balanced:
     """
 
     name: ClassVar[str] = "balanced"
-    divergence: float = 0.003
+    divergence: float = 0.0005
     energy: float | None = None
 
     def __post_init__(self) -> None:

@@ -1,0 +1,135 @@
+"""Balanced thresholds: the sensitivity they rest on, the budget they keep, and what they save."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import transpike
+from transpike import _sensitivity
+from transpike._allocate import candidates
+from transpike.errors import CalibrationError, ConfigError
+from transpike.neurons import Differential
+from transpike.observers import Balanced, Histogram
+from transpike.recipes import RECIPES, Recipe, balanced, cascade
+
+
+def digits(count: int, *, first: int = 0) -> list[torch.Tensor]:
+    from transpike.data import open_data
+
+    samples = open_data("digits", split="test")
+    return list(torch.stack([samples.fetch(i)[0] for i in range(first, first + count)]).split(16))
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return transpike.zoo.load_model("digits")[0]
+
+
+def divergence(snn: transpike.SpikingModel, batches: list[torch.Tensor]) -> tuple[float, float]:
+    """Mean KL divergence from the source in nats after one step, and operations per sample."""
+    total, operations, samples = 0.0, 0, 0
+    for batch in batches:
+        run = snn.simulate(batch, 1)
+        p, q = snn.source(batch).double().log_softmax(-1), run.outputs[0].double().log_softmax(-1)
+        total += float((p.exp() * (p - q)).sum())
+        operations += sum(int(counts.sum()) for counts in run.spikes.operations.values())
+        samples += len(batch)
+    return total / samples, operations / samples
+
+
+def test_information_is_the_diagonal_of_the_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twin: W'(diag p - p p')W of a last layer, element by element."""
+    monkeypatch.setattr(_sensitivity, "PROBES", 4000)
+    torch.manual_seed(0)
+    first, last = torch.nn.Linear(5, 7), torch.nn.Linear(7, 4)
+    net = torch.nn.Sequential(first, torch.nn.Tanh(), last).eval()
+    inputs = torch.randn(6, 5)
+    snn = transpike.convert(net, [inputs], "cascade")
+    (site,) = snn.plan.sites
+    readers = {site.name: (snn.plan.layers[-1].node,)}
+    found = _sensitivity.fisher_information(snn.program.module, readers, [((inputs,), 6)])[site.name]
+    p = net(inputs).softmax(-1)
+    fisher = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+    exact = torch.einsum("ki,bkl,li->", last.weight, fisher, last.weight).item()
+    assert found.information == pytest.approx(exact, rel=0.05)
+    assert (found.neurons, found.operations) == (7, 28)
+
+
+def test_the_budget_is_kept_and_predicts_the_divergence(model: torch.nn.Module) -> None:
+    calibration, others = digits(128), digits(128, first=128)
+    before = float("inf")
+    for budget in (0.02, 0.005, 0.001):
+        snn = transpike.convert(model, calibration, balanced(divergence=budget))
+        measured, _ = divergence(snn, others)
+        assert budget / 10 < measured < budget * 5
+        assert measured < before
+        before = measured
+
+
+def test_it_costs_fewer_operations_than_one_rule_for_all(model: torch.nn.Module) -> None:
+    calibration, others = digits(128), digits(128, first=128)
+    uniform = divergence(transpike.convert(model, calibration, cascade(levels=5)), others)
+    ours = divergence(transpike.convert(model, calibration, balanced(divergence=uniform[0] / 3)), others)
+    assert ours[0] < uniform[0]
+    assert ours[1] < 0.9 * uniform[1]
+
+
+def test_an_energy_budget_is_met(model: torch.nn.Module) -> None:
+    calibration = digits(128)
+    for energy in (0.1, 0.2):
+        snn = transpike.convert(model, calibration, balanced(energy=energy))
+        tally = snn.simulate(torch.cat(calibration), 1).spikes
+        assert snn.energy(tally).ratio[0] == pytest.approx(energy, rel=0.25)
+
+
+def test_neither_order_nor_batching_matters(model: torch.nn.Module) -> None:
+    images = torch.cat(digits(48))
+    one, other = (
+        transpike.convert(model, list(pieces), balanced()) for pieces in (images.split(16), images.flip(0).split(9))
+    )
+    assert one.thresholds == other.thresholds
+    assert one.recipe.site_levels == other.recipe.site_levels
+
+
+def test_levels_travel_with_the_recipe(model: torch.nn.Module, tmp_path) -> None:
+    images = torch.cat(digits(32))
+    snn = transpike.convert(model, [images], "balanced")
+    assert set(snn.recipe.site_levels) == {site.name for site in snn.plan.sites}
+    assert Recipe.from_json(snn.recipe.to_json()) == snn.recipe
+    again = transpike.load(snn.save_pretrained(tmp_path / "network"))
+    assert torch.equal(again.simulate(images, 1).outputs, snn.simulate(images, 1).outputs)
+
+
+def test_candidates_run_from_silence_to_fine() -> None:
+    histogram = Histogram()
+    histogram.update(torch.randn(5000, generator=torch.Generator().manual_seed(0)))
+    found = candidates(Differential(8, 0.75, 6), histogram, RECIPES["balanced"]())
+    assert found.spikes[0] == 0
+    assert found.error[0] == pytest.approx(1.0, rel=0.1)
+    assert found.error[-1] < 1e-6
+    assert (found.error[::4].diff() <= 0).all() and (found.spikes[::4].diff() >= 0).all()
+    for threshold, levels in zip(found.thresholds, found.levels, strict=True):
+        assert threshold.positive == threshold.negative
+        assert levels == 24 or threshold.positive * 1.5 >= histogram.peak or levels == 1
+
+
+def test_a_model_without_scores_is_refused() -> None:
+    class Norm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(self.one(x).relu()).squeeze(-1)
+
+    with pytest.raises(CalibrationError, match="first output holds class scores"):
+        transpike.convert(Norm().eval(), [torch.randn(4, 3)], "balanced")
+
+
+@pytest.mark.parametrize(
+    "options", [{"divergence": 0}, {"divergence": -1.0}, {"energy": 0.0}, {"energy": float("inf")}]
+)
+def test_bad_budgets_are_refused(options: dict) -> None:
+    with pytest.raises(ConfigError, match="must be a positive number"):
+        Balanced(**options)

@@ -1,0 +1,78 @@
+"""The compiled neuron against the eager one: same numbers, same counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import transpike
+from transpike.errors import ConfigError
+from transpike.neurons import (
+    Differential,
+    MultiThreshold,
+    Neuron,
+    PublishedMultiThreshold,
+    choose,
+    compiled_trajectory,
+    fits,
+    trajectory,
+)
+from transpike.neurons.kernel import WORTH_COMPILING, refusal
+from transpike.types import Threshold
+
+CPU = torch.device("cpu")
+SYMMETRIC, LOPSIDED, ONE_SIDED = Threshold(1.5, 1.5), Threshold(0.8125, 0.171875), Threshold(0.75, 0.0)
+CASES: list[tuple[Neuron, tuple[Threshold, ...]]] = [
+    (MultiThreshold(), (SYMMETRIC,)),
+    (MultiThreshold(5, 0.5), (LOPSIDED, ONE_SIDED)),
+    (PublishedMultiThreshold(), (LOPSIDED,)),
+    (Differential(), (SYMMETRIC, Threshold(0.3, 0.3))),
+    (Differential(6, 0.75, pulses=3), (SYMMETRIC,)),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler() -> None:
+    if reason := refusal(CPU):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize(("neuron", "thresholds"), CASES, ids=lambda case: str(case)[:40])
+def test_compiled_is_eager_bit_for_bit(neuron: Neuron, thresholds: tuple[Threshold, ...]) -> None:
+    """Including ties, zeros and values far out of range, at a size that fills no vector register evenly."""
+    values = torch.randn(3, 1009, generator=torch.Generator().manual_seed(0)) * 2
+    values[:, :40] = torch.arange(40) * 0.0625 - 1.25
+    for threshold in thresholds:
+        for masks in (True, False):
+            eager = trajectory(neuron, values, threshold, masks=masks)
+            compiled = compiled_trajectory(neuron, values, threshold, masks=masks)
+            for one, other in zip(eager, compiled, strict=True):
+                assert (one is None) == (other is None)
+                if one is not None and other is not None:
+                    assert one.dtype == other.dtype
+                    assert torch.equal(one, other)
+
+
+def test_a_network_gives_the_same_compiled() -> None:
+    model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
+    snn = transpike.convert(model, [images], "cascade")
+    eager, compiled = (snn.simulate(images, 2, kernel=kernel) for kernel in ("eager", "compiled"))
+    assert torch.equal(eager.outputs, compiled.outputs)
+    assert eager.spikes.to_json() == compiled.spikes.to_json()
+    assert (eager.kernel, compiled.kernel) == ("eager (as asked)", "compiled")
+    assert snn.simulate(images, 2).kernel == "eager (too little work to compile)"
+
+
+def test_what_is_chosen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose("auto", WORTH_COMPILING, CPU) == "compiled"
+    monkeypatch.setattr("transpike.neurons.kernel._refusal", lambda device: "there is no compiler")
+    assert choose("auto", WORTH_COMPILING, CPU) == "eager (there is no compiler)"
+    with pytest.raises(ConfigError, match="there is no compiler; use kernel='eager'"):
+        choose("compiled", 1, CPU)
+    with pytest.raises(ConfigError, match="kernel must be one of auto, compiled, eager"):
+        choose("fast", 1, CPU)
+
+
+def test_negative_thresholds_are_left_to_the_scan() -> None:
+    assert fits(PublishedMultiThreshold(), LOPSIDED)
+    assert not fits(PublishedMultiThreshold(), Threshold(0.5, -0.1))
