@@ -42,6 +42,17 @@ def published_level(potential: float, threshold: Threshold, levels: int) -> floa
     return 0.0
 
 
+def digit_level(potential: float, threshold: Threshold, levels: int) -> float:
+    """FewSpikes: the largest level theta 2^-k that |m| reaches, 0 below the smallest."""
+    theta = threshold.positive if potential > 0 else threshold.negative
+    if potential == 0 or theta <= 0:
+        return 0.0
+    for k in range(levels):
+        if abs(Fraction(potential)) >= Fraction(theta) / 2**k:
+            return math.copysign(theta * 2.0**-k, potential)
+    return 0.0
+
+
 def each(quantiser: Quantiser, potential: torch.Tensor) -> torch.Tensor:
     """`quantiser` on every element."""
     values = [quantiser(value) for value in potential.flatten().tolist()]

@@ -12,9 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle import Membrane, drives, each, nearest_level, published_level
+from oracle import Membrane, digit_level, drives, each, nearest_level, published_level
 from transpike.errors import ConfigError
-from transpike.neurons import NEURONS, MultiThreshold, Neuron, PublishedMultiThreshold, trajectory
+from transpike.neurons import (
+    NEURONS,
+    FewSpikes,
+    MultiThreshold,
+    Neuron,
+    PublishedMultiThreshold,
+    advance,
+    spikes_in,
+    trajectory,
+)
 from transpike.neurons.differential import Differential
 from transpike.types import Threshold
 
@@ -29,15 +38,19 @@ CASES = [
     PublishedMultiThreshold(1),
     Differential(),
     Differential(3, 1.0),
+    FewSpikes(),
+    FewSpikes(3),
 ]
 KINDS = list(dict.fromkeys([*NEURONS.values(), Differential]))
-RATE = [kind for kind in KINDS if kind is not Differential]
+RATE = [kind for kind in KINDS if kind.code == "rate"]
 few = settings(derandomize=True, max_examples=40, deadline=None, database=None)
 
 
 def twin(neuron: Neuron, threshold: Threshold):
     if isinstance(neuron, (MultiThreshold, Differential)):
         return partial(nearest_level, threshold=threshold, levels=neuron.levels, cutoff=neuron.cutoff)
+    if isinstance(neuron, FewSpikes):
+        return partial(digit_level, threshold=threshold, levels=neuron.levels)
     assert isinstance(neuron, PublishedMultiThreshold), f"{neuron.name} has no twin in oracle.py"
     return partial(published_level, threshold=threshold, levels=neuron.levels)
 
@@ -55,6 +68,8 @@ def scale(neuron: Neuron, threshold: Threshold) -> float:
 
 def boundaries(neuron: Neuron, theta: float) -> list[float]:
     """Where the level changes: midpoints of neighbours and the smallest potential that fires."""
+    if isinstance(neuron, FewSpikes):
+        return [theta * 2.0**-k for k in range(neuron.levels)]
     if not isinstance(neuron, PublishedMultiThreshold):
         middles = [theta * 1.5 * 2.0**-k for k in range(1, neuron.levels)]
         return [*middles, neuron.cutoff * theta * 2.0 ** (1 - neuron.levels)]
@@ -146,10 +161,10 @@ def test_trajectory_is_repeated_steps(
     assert (fired is not None) == (spoken is not None) == masks
     state = None
     for t in range(5):
-        state, mean_out, emitted = neuron.step(state, t + 1, means[t], LOPSIDED)
+        state, mean_out, trains = advance(neuron, state, t + 1, means[t], LOPSIDED)
         assert torch.equal(out[t], mean_out)
         if fired is not None and spoken is not None:
-            assert torch.equal(fired[t], emitted != 0)
+            assert torch.equal(fired[t], spikes_in(trains))
             assert torch.equal(spoken[t], state != 0)
 
 
@@ -224,6 +239,28 @@ def test_differential_gains_a_factor_of_three_a_step(neuron: Differential) -> No
         allowed = torch.maximum(mean_in.abs() / 3.0 ** (t + 1), torch.tensor(floor))
         assert ((out[t] - mean_in).abs() <= allowed * (1 + 1e-12)).all()
     assert not fired[8].any(), "a neuron that is right falls silent"
+
+
+@pytest.mark.parametrize("levels", [1, 4, 8])
+def test_few_spikes_are_the_binary_digits(levels: int) -> None:
+    """Within one step: the expansion with K digits, cut off, a spike for each digit that is 1."""
+    smallest = SYMMETRIC.positive * 2.0 ** (1 - levels)
+    values = torch.linspace(-1, 1, 4001, dtype=torch.float64) * (2 * SYMMETRIC.positive - smallest)
+    out, fired, _ = trajectory(FewSpikes(levels), values[None], SYMMETRIC, masks=True)
+    digits = (values.abs() / smallest).floor()
+    assert torch.equal(out[0], digits * smallest * values.sign())
+    assert fired is not None and fired[0].tolist() == [int(number).bit_count() for number in digits.tolist()]
+
+
+def test_integrate_and_fire_from_half_a_threshold_is_the_closed_form() -> None:
+    """QCFS: on a constant input M_out(T) = theta/T clip(floor(T x/theta + 1/2), 0, T)."""
+    values = torch.linspace(-0.5, 2.0, 997, dtype=torch.float64)
+    out, fired, _ = trajectory(MultiThreshold(1, 0.5), values.expand(16, -1), Threshold(1.0, 0.0), masks=True)
+    assert fired is not None
+    for steps in (1, 2, 4, 8, 16):
+        closed = (steps * values + 0.5).floor().clamp(0, steps) / steps
+        assert torch.equal(out[steps - 1], closed)
+        assert torch.equal(fired[:steps].sum(0) / steps, closed)
 
 
 @pytest.mark.parametrize("threshold", [LOPSIDED, SYMMETRIC, *ONE_SIDED], ids=str)

@@ -1,4 +1,4 @@
-"""Histograms, Sensitivity -> thresholds and levels of all sites together, for the `balanced` rule."""
+"""Histograms, Sensitivity -> thresholds by running the neuron on what its site saw: alone, or all sites together."""
 
 from __future__ import annotations
 
@@ -50,6 +50,20 @@ def candidates(neuron: Neuron, histogram: Histogram, recipe: Recipe) -> Candidat
         error.append(((out[-1] - values).square() * weights).sum())
         spikes.append((fired.sum(0) * weights).sum())  # type: ignore[union-attr]
     return Candidates(tuple(thresholds), tuple(levels), torch.stack(error), torch.stack(spikes))
+
+
+def least_error(neuron: Neuron, histogram: Histogram, recipe: Recipe) -> Threshold:
+    """The threshold of `MinimumError`."""
+    values, weights = histogram.magnitudes()
+    means = values.expand(recipe.steps, -1)
+    best, least = Threshold(0.0, 0.0), math.inf
+    for j in range(-2 * FINENESS, 8 * OCTAVES):
+        theta = round_up(histogram.peak * 2.0 ** (-j / 8), recipe.threshold_bits)
+        out, _, _ = trajectory(neuron, means, Threshold(theta, theta))
+        error = float(((out[-1] - values).square() * weights).sum())
+        if error < least:
+            best, least = Threshold(theta, theta), error
+    return best
 
 
 def allocate(

@@ -10,13 +10,13 @@ import torch
 import torch.fx
 
 from . import ops
-from ._allocate import allocate, candidates
+from ._allocate import allocate, candidates, least_error
 from ._capture import Captured
 from ._plan import Plan
 from ._sensitivity import Sensitivity, fisher_information
 from .errors import CalibrationError, ConfigError
 from .group import ALONE, Group
-from .observers import Balanced, Histogram
+from .observers import Balanced, Histogram, MinimumError
 from .recipes import Recipe, round_up
 from .types import Site, Threshold
 from .zoo import weights_digest
@@ -140,7 +140,8 @@ def measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
             f"no data reached site {', '.join(blind[:5])}; give it a threshold or keep its layer analog"
         )
     thresholds = {
-        name: choice.threshold or _measured(choice, seen.histograms[name], recipe) for name, choice in choices.items()
+        site.name: choices[site.name].threshold or _measured(site, choices[site.name], seen, recipe)
+        for site in plan.sites
     }
     together = [site for site in plan.sites if _together(choices[site.name])]
     if not together:
@@ -203,7 +204,10 @@ def _merge(histograms: Mapping[str, Histogram], marked: torch.fx.GraphModule, sa
         histogram.merge_all(pairs, group.add)
 
 
-def _measured(choice: Any, histogram: Histogram, recipe: Recipe) -> Threshold:
+def _measured(site: Site, choice: Any, seen: Observed, recipe: Recipe) -> Threshold:
+    histogram = seen.histograms[site.name]
+    if isinstance(choice.range, MinimumError):
+        return least_error(recipe.neuron_for(site), histogram, recipe)
     raw = choice.range.threshold(histogram)
     if recipe.threshold_bits is None:
         return raw

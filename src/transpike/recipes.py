@@ -15,8 +15,8 @@ from typing import Any
 
 from ._arguments import check_arguments
 from .errors import ConfigError
-from .neurons import NEURONS, Differential, MultiThreshold, Neuron, PublishedMultiThreshold
-from .observers import RANGE_RULES, Balanced, Percentile, RangeRule
+from .neurons import NEURONS, Differential, FewSpikes, MultiThreshold, Neuron, PublishedMultiThreshold
+from .observers import RANGE_RULES, Balanced, MinimumError, Percentile, RangeRule
 from .policy import Policy
 from .types import Site, SiteKind, Threshold
 
@@ -193,6 +193,13 @@ def round_up(value: float, bits: int | None) -> float:
     return math.copysign(math.ldexp(math.ceil(mantissa * 2**bits) / 2**bits, exponent), value)
 
 
+def _rule(name: str, percentile: float, symmetric: bool) -> RangeRule:
+    """ "percentile", or "mse" (one threshold for both signs of least squared error)."""
+    if name not in ("percentile", "mse"):
+        raise ConfigError(f"rule must be percentile or mse, not {name!r}")
+    return Percentile(percentile, symmetric) if name == "percentile" else MinimumError()
+
+
 # --- published methods -----------------------------------------------------------------------------------------------
 
 
@@ -200,6 +207,7 @@ def ecmt(
     *,
     levels: int = 8,
     percentile: float = 1.0,
+    rule: str = "percentile",
     symmetric: bool = False,
     cutoff: float = 1.0,
     first_layer: str = "analog",
@@ -214,7 +222,7 @@ def ecmt(
     level, thresholds rounded up to 8 significant bits. Best measured settings: symmetric=True, cutoff=0.5, levels=10.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    return Recipe("ecmt", MultiThreshold(levels, cutoff), Percentile(percentile, symmetric), policy)
+    return Recipe("ecmt", MultiThreshold(levels, cutoff), _rule(rule, percentile, symmetric), policy)
 
 
 def ecmt_code(
@@ -245,6 +253,7 @@ def differential(
     *,
     levels: int = 8,
     percentile: float = 1.0,
+    rule: str = "percentile",
     cutoff: float = 0.5,
     first_layer: str = "analog",
     head: str = "spiking",
@@ -257,13 +266,14 @@ def differential(
     activation magnitude, the same for both signs (overshoots must be taken back), and not the fixed point of the paper.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    return Recipe("differential", Differential(levels, cutoff), Percentile(percentile, symmetric=True), policy)
+    return Recipe("differential", Differential(levels, cutoff), _rule(rule, percentile, True), policy)
 
 
 def cascade(
     *,
     levels: int = 8,
     percentile: float = 1.0,
+    rule: str = "percentile",
     cutoff: float = 0.5,
     pulses: int = 6,
     first_layer: str = "analog",
@@ -277,7 +287,7 @@ def cascade(
     either sign first, up to `pulses` firings; the range is the largest magnitude; products in two terms.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    neuron, rule = Differential(levels, cutoff, pulses), Percentile(percentile, symmetric=True)
+    neuron, rule = Differential(levels, cutoff, pulses), _rule(rule, percentile, True)
     return Recipe("cascade", neuron, rule, policy, product_terms=2, steps=1)
 
 
@@ -296,12 +306,53 @@ def balanced(
     """Ours: the cascade with thresholds and levels of all sites balanced: a given error for the fewest operations.
 
     `divergence` is the KL divergence from the source's prediction, in nats, that conversion may cause; or `energy` the
-    share of the source's energy (the paper's account) it may spend. See `observers.Balanced`. The cutoff of 3/4 leaves a
-    remainder unsaid that a spike would shrink by less than a factor of 3: 5 % fewer spikes at the same divergence.
+    share of the source's energy (the paper's account) it may spend. See `observers.Balanced`. The cutoff of 3/4 leaves
+    unsaid what a spike would shrink by less than a factor of 3: 5 % fewer spikes at the same divergence.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, rule = Differential(8, cutoff, pulses), Balanced(divergence, energy)
     return Recipe("balanced", neuron, rule, policy, product_terms=2, steps=steps)
+
+
+def qcfs(
+    *,
+    percentile: float = 0.999,
+    rule: str = "percentile",
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """Integrate-and-fire neurons that start half charged, as a network trained with the QCFS activation is run.
+
+    A potential of theta/2 at the start and a threshold of theta is a tracking quantiser that fires at theta/2, so the
+    neuron is the multi-threshold one with one level; on a constant input it gives, as in the paper's theorem,
+    M_out(T) = theta/T clip(floor(T x / theta + 1/2), 0, T).
+    Source: Bu et al., ICLR 2022, arXiv 2303.04347. Differences: the neuron reads the activation (behind ReLU), not the
+    pre-activation; where an activation has both signs, so has the neuron; theta is a percentile, not trained.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    return Recipe("qcfs", MultiThreshold(1, 0.5), _rule(rule, percentile, False), policy)
+
+
+def few_spikes(
+    *,
+    levels: int = 8,
+    percentile: float = 1.0,
+    rule: str = "percentile",
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """Few-spikes (phase) code, the field's binary-weighted reference: K digits within one step, about K/2 spikes.
+
+    Source: Stoeckl and Maass 2021; LAS, arXiv 2505.09659. Differences: base 2 throughout, one bank per site (no outlier
+    bank), nonlinear operators stay exact.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    rule = _rule(rule, percentile, True)
+    return Recipe("few-spikes", FewSpikes(levels), rule, policy, product_terms=2, steps=1)
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
@@ -310,6 +361,8 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "differential": differential,
     "cascade": cascade,
     "balanced": balanced,
+    "qcfs": qcfs,
+    "few-spikes": few_spikes,
 }
 
 

@@ -12,6 +12,7 @@ To add a neuron, add its file and its row in NEURONS.
 from __future__ import annotations
 
 from .differential import Differential
+from .few_spikes import FewSpikes
 from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
 from .published import PublishedMultiThreshold
@@ -21,12 +22,14 @@ NEURONS: dict[str, type[Neuron]] = {
     "multi-threshold": MultiThreshold,
     "published-multi-threshold": PublishedMultiThreshold,
     "differential": Differential,
+    "few-spikes": FewSpikes,
 }
 
 __all__ = [
     "KERNELS",
     "NEURONS",
     "Differential",
+    "FewSpikes",
     "MultiThreshold",
     "Neuron",
     "PublishedMultiThreshold",

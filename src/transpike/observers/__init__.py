@@ -1,7 +1,7 @@
 """Range setting: what calibration keeps of a site's activations, and which thresholds it makes of them, one file each.
 
 A rule is a frozen, serialisable value with `threshold(histogram) -> Threshold`. To add one, add its file and its row.
-`Balanced` decides for all sites together, which is `_allocate`'s work; alone it gives the range.
+`Balanced`, which decides for all sites together, and `MinimumError` run the neuron: that is `_allocate`'s work.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from ..types import Threshold
 from .balanced import Balanced
 from .histogram import Histogram
 from .maximum import Maximum
+from .minimum_error import MinimumError
 from .percentile import Percentile
 
 
@@ -22,6 +23,11 @@ class RangeRule(Protocol):
     def threshold(self, histogram: Histogram) -> Threshold: ...
 
 
-RANGE_RULES: dict[str, type[RangeRule]] = {"percentile": Percentile, "maximum": Maximum, "balanced": Balanced}
+RANGE_RULES: dict[str, type[RangeRule]] = {
+    "percentile": Percentile,
+    "maximum": Maximum,
+    "balanced": Balanced,
+    "mse": MinimumError,
+}
 
-__all__ = ["RANGE_RULES", "Balanced", "Histogram", "Maximum", "Percentile", "RangeRule"]
+__all__ = ["RANGE_RULES", "Balanced", "Histogram", "Maximum", "MinimumError", "Percentile", "RangeRule"]
