@@ -31,6 +31,10 @@ class Heard:
     neuron: Neuron
     steps: list[Counter[float]] = field(default_factory=lambda: [Counter() for _ in range(STEPS)])
 
+    @property
+    def pulses(self) -> int:
+        return self.neuron.pulses
+
     def step(self, state: Any, t: int, *rest: Any) -> Any:
         found = self.neuron.step(state, t, *rest)
         self.steps[t - 1].update(value for value in found[2].flatten().tolist() if value != 0)

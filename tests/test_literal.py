@@ -24,18 +24,20 @@ STEPS = 3
 # One network for every code and neuron on every family; the other recipes are the same neurons at other thresholds, or
 # fire several times a step, which multiplies the channels: a CNN, two ViTs and two language models stand for all.
 EVERYWHERE = ("ecmt", "ecmt-code", "differential")
-SOME = ("timm resnet", "timm vit", "timm swin", "hf gpt2", "hf llama")
+SOME = ("timm_resnet18", "timm_deit3_small_patch16_224", "timm_swin_tiny_patch4_window7_224", "hf_gpt2", "hf_llama")
 CASES = [(f, r) for f in FAMILIES for r in RECIPES if r in EVERYWHERE or f.name in SOME]
 
 
 @pytest.mark.parametrize(("family", "recipe"), CASES, ids=lambda case: getattr(case, "name", case))
 def test_literal_equals_fast(family: Family, recipe: str) -> None:
     inputs = batch(family, 2)
-    snn = widen(transpike.convert(family.build(), [inputs], recipe, batch_dim=family.batch_dim))
+    chosen = RECIPES[recipe](**({"pulses": 2} if recipe == "cascade" else {}))  # so that later steps have work left
+    snn = widen(transpike.convert(family.build(), [inputs], chosen, batch_dim=family.batch_dim))
     without_ties(snn)
     found, _ = drift(snn, inputs, steps=STEPS, check=True)
     assert max(found.outputs) <= 1e-10 * max(found.scale, 1.0)
-    assert found.spikes == (0, 0, 0) and min(found.emitted) > 0
+    assert found.spikes == (0, 0, 0) and found.emitted[0] > 0
+    assert recipe in ("balanced", "few-spikes") or min(found.emitted) > 0
 
 
 def without_ties(snn: transpike.SpikingModel) -> None:

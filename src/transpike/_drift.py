@@ -54,9 +54,13 @@ def drift(
 
 
 def _different(trains: list[torch.Tensor], literal: Spikes) -> int:
-    """How many neurons emitted another amount, or as much in another number of spikes."""
-    amount, count = torch.stack(trains).sum(0), spikes_in(trains)
-    return int(((amount != literal.value) | (count != literal.channels.sum(0))).sum())
+    """How many neurons emitted another amount, or as much in another number of spikes. Amounts are sums of levels, which
+    may round, so they differ when they are half a smallest level apart."""
+    apart = (torch.stack(trains).sum(0) - literal.value).abs()
+    count = spikes_in(trains)
+    return int(
+        ((apart > min(map(abs, literal.amplitudes), default=0.0) / 2) | (count != literal.channels.sum(0))).sum()
+    )
 
 
 class _Fast:
