@@ -64,7 +64,7 @@ VALUES = {
     f"{DIGITS} --recipe ecmd": "did you mean ecmt",
     f"{DIGITS} --recipe absent.json": "cannot read absent.json",
     f"{DIGITS} --recipe list.json": "list.json",
-    f"{DIGITS} --set nonsense=1": "recipe ecmt has no option 'nonsense'; its options: levels, percentile, symmetric",
+    f"{DIGITS} --set nonsense=1": "recipe ecmt has no option 'nonsense'; its options: levels, percentile, rule,",
     f"{DIGITS} --set symetric=true": "did you mean symmetric?",
     f"{DIGITS} --set symmetric=maybe": "symmetric takes true or false, not 'maybe'",
     f"{DIGITS} --set analog=7": "analog takes a list of texts, not 7",

@@ -74,10 +74,11 @@ def test_a_recipe_gives_every_site_what_the_setting_says(name: str, by: str) -> 
     base = RECIPES[name]()
     space, chance = Space(base, units_of(SITES, by)), random.Random(0)
     cutoffs = [None, 0.5, 0.75] if space.has_cutoff else [None]
+    scales = [-1, 0, 0, 2] if hasattr(base.range, "margin") else [0]  # the balanced rule has no range to scale
+    changes = [-3, 0, 0, 1] if base.neuron.levels > 3 else [0, 1]
     for _ in range(20):
         setting = tuple(
-            Choice(chance.choice([-1, 0, 0, 2]), chance.choice([-3, 0, 0, 1]), chance.choice(cutoffs))
-            for _ in space.units
+            Choice(chance.choice(scales), chance.choice(changes), chance.choice(cutoffs)) for _ in space.units
         )
         recipe = space.recipe(setting, steps=3)
         recipe = Recipe.from_json(json.loads(json.dumps(recipe.to_json())))
@@ -93,6 +94,8 @@ def test_a_recipe_gives_every_site_what_the_setting_says(name: str, by: str) -> 
                 if before.threshold is not None:
                     pair = (before.threshold.positive * factor, before.threshold.negative * factor)
                     assert after.threshold == Threshold(*pair)
+                elif choice.scale == 0:
+                    assert after.threshold is None and after.range == before.range
                 else:
                     assert after.threshold is None and after.range.margin == before.range.margin * factor
                     assert after.range.fraction == before.range.fraction

@@ -54,13 +54,11 @@ def drift(
 
 
 def _different(trains: list[torch.Tensor], literal: Spikes) -> int:
-    """How many neurons emitted another amount, or as much in another number of spikes. Amounts are sums of levels, which
+    """How many neurons emitted another amount, or as much in another number of spikes. Amounts are sums of levels and
     may round, so they differ when they are half a smallest level apart."""
     apart = (torch.stack(trains).sum(0) - literal.value).abs()
-    count = spikes_in(trains)
-    return int(
-        ((apart > min(map(abs, literal.amplitudes), default=0.0) / 2) | (count != literal.channels.sum(0))).sum()
-    )
+    otherwise = spikes_in(trains) != literal.channels.sum(0)
+    return int(((apart > min(map(abs, literal.amplitudes), default=0.0) / 2) | otherwise).sum())
 
 
 class _Fast:

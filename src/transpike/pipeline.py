@@ -263,6 +263,10 @@ def evaluate_each_on(
     """Evaluate every network on every sample of `part`; labels beyond the model's classes are refused."""
     classes = next((one.num_outputs for one in networks.values() if isinstance(one, SpikingModel)), None)
     batches = loader(part.samples, batch_size=batch_size, on_failure=on_failure, num_classes=classes)
+    for network in networks.values():
+        if isinstance(network, SpikingModel):
+            work = len(part.samples) * network.neurons_per_sample * max(steps)
+            network.kernel = choose("auto", work, network.device)
     return evaluate_each(
         networks, batches, steps=steps, mode=mode, prices=prices, on_failed=on_failed, progress=progress
     )
