@@ -43,12 +43,13 @@ def published_level(potential: float, threshold: Threshold, levels: int) -> floa
 
 
 def digit_level(potential: float, threshold: Threshold, levels: int) -> float:
-    """FewSpikes: the largest level theta 2^-k that |m| reaches, 0 below the smallest."""
+    """FewSpikes: the largest level theta 2^-k that |m| and half a smallest level reach, 0 where they reach none."""
     theta = threshold.positive if potential > 0 else threshold.negative
     if potential == 0 or theta <= 0:
         return 0.0
     for k in range(levels):
-        if abs(Fraction(potential)) >= Fraction(theta) / 2**k:
+        size, level = abs(Fraction(potential)) + Fraction(theta) / 2**levels, Fraction(theta) / 2**k
+        if size > level or (size == level and k < levels - 1):  # a tie at the smallest level stays silent
             return math.copysign(theta * 2.0**-k, potential)
     return 0.0
 

@@ -10,17 +10,17 @@ import torch
 from ..errors import ConfigError
 from ..types import Threshold
 from .codes import sum_step
-from .multi_threshold import BITS, signed_amplitudes, signed_scale, silence, with_sign
+from .multi_threshold import BITS, signed_amplitudes, signed_scale, with_sign
 
 
 @dataclass(frozen=True)
 class FewSpikes:
     """Signed neuron that says a value in K binary digits, theta 2^-k, k = 0..K-1, within one step; K firings at most.
 
-        Q(m) = the largest level not above |m|, with its sign;  0 where |m| < theta 2^-(K-1)
+        Q(m) = the largest level not above |m| + e/2, with m's sign;  0 where there is none;  e = theta 2^-(K-1)
 
-    Fired K times, this is the binary expansion of |m| with K digits, cut off below the last: phase code in the sign and
-    magnitude form, about K/2 spikes for a full-range value where the cascade of nearest levels takes K/3.
+    Fired K times, this is the binary expansion of |m| rounded to K digits: phase code in the sign and magnitude form,
+    about K/2 spikes for a full-range value where the cascade of nearest levels takes K/3.
     Arguments: levels -- K. A step here is the window of K phases in which the digits are sent one after the other; each
     layer waits for the window of the one before, so on a chip latency is K times the depth.
     Source: few-spikes neurons (Stoeckl and Maass 2021) with theta_k = h_k = d_k = theta 2^-k, as LAS (arXiv 2505.09659)
@@ -55,7 +55,9 @@ class FewSpikes:
     def level(potential: torch.Tensor, positive: Any, negative: Any, smallest: Any) -> torch.Tensor:
         """Q(m); parameters are numbers or 0-dimensional tensors."""
         scale, amplitude = signed_scale(potential, positive, negative)
-        size = silence((potential / scale).abs_(), smallest)
+        size = (potential / scale).abs_().add_(smallest / 2)
+        # A tie, |m| = e/2, stays silent: fired, it would be the same tie with the other sign.
+        size = torch.where(size > smallest, size, 0.0)
         integer, _, mask = BITS[size.dtype]
         level = size.view(integer).bitwise_and(mask).view(size.dtype).clamp(max=1.0)
         return with_sign(level.mul_(amplitude), potential)
