@@ -75,7 +75,8 @@ def _together() -> Iterator[None]:
 
 
 def _part(code: int) -> int:
-    """Wait until all processes are done, then leave; returns 2 where another one failed meanwhile."""
+    """Wait until all processes are done, then leave and end; with 2 where another one failed meanwhile. Returns where
+    there is only one."""
     import torch.distributed
 
     if not torch.distributed.is_initialized() or code == INTERRUPTED:  # who was interrupted may owe an exchange
@@ -87,8 +88,12 @@ def _part(code: int) -> int:
             break
         except ProcessError:
             code = code or 2
-    leave()
-    return code
+    with contextlib.suppress(RuntimeError):  # of a process that is gone already
+        leave()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)  # the threads of a communication library sometimes abort a Python that is shutting down
 
 
 def _refuse(message: str) -> int:
