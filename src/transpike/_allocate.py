@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ._sensitivity import Sensitivity
+from .energy import load_prices
 from .neurons import Neuron, trajectory
 from .observers import Balanced, Histogram
 from .recipes import Recipe, round_up
@@ -17,7 +18,6 @@ from .types import Threshold
 FINENESS = 4  # candidates per octave
 OCTAVES = 16  # below the largest activation
 MAX_LEVELS = 24
-ACCUMULATE_TO_MULTIPLY = 0.9 / 4.6  # the paper's account
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def allocate(
     divergence = {n: c.error * sensitivities[n].information / samples / 2 for n, c in choices.items()}
     operations = {n: c.spikes * sensitivities[n].operations for n, c in choices.items()}
     whole = sum(sensitivities[n].operations for n in choices)
+    prices = load_prices().pj  # as the paper's account has them
 
     def chosen(log_multiplier: float) -> dict[str, int]:
         multiplier = math.exp(log_multiplier)
@@ -81,8 +82,8 @@ def allocate(
     def too_coarse(picks: Mapping[str, int]) -> bool:
         if rule.energy is None:
             return sum(float(divergence[n][j]) for n, j in picks.items()) > rule.divergence
-        spent = sum(float(operations[n][j]) for n, j in picks.items()) / whole * ACCUMULATE_TO_MULTIPLY
-        return spent < rule.energy
+        spent = sum(float(operations[n][j]) for n, j in picks.items()) / whole
+        return spent * prices["accumulate"] < rule.energy * prices["multiply_accumulate"]
 
     low, high = math.log(1e-30), math.log(1e3)
     for _ in range(60):

@@ -12,7 +12,7 @@ from . import ops
 from .errors import CalibrationError
 from .measure import dense_operations
 
-PROBES = 2  # random sign vectors per sample; more change the thresholds of a DeiT-Tiny by less than a quantisation step
+PROBES = 2  # random sign vectors; each costs a backward pass, and samples, neurons and probes are all averaged over
 
 
 @dataclass
