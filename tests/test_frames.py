@@ -44,12 +44,10 @@ def test_every_neuron_stands_alone(neuron: Neuron) -> None:
     """Twin: each neuron by itself, its threshold scaled, its input and output corrected by hand."""
     frame, means = framing(), torch.randn(5, 2, 3, 4, dtype=torch.float64).cumsum(0) / 3
     out, fired, _ = trajectory(Framed(neuron, frame), means, THETA, masks=True)
-    scale, offset, gain, shift = (
-        frame.tensors()[name].expand(1, 3, 4)[0] for name in ("scale", "offset", "gain", "shift")
-    )
+    parts = {name: tensor.expand(1, 3, 4)[0] for name, tensor in frame.tensors().items()}
     for i in range(3):
         for j in range(4):
-            s, o, g, h = (float(part[i, j]) for part in (scale, offset, gain, shift))
+            s, o, g, h = (float(parts[name][i, j]) for name in ("scale", "offset", "gain", "shift"))
             threshold = Threshold(THETA.positive * s, THETA.negative * s)
             own, own_fired, _ = trajectory(neuron, means[:, :, i, j] + o * s, threshold, masks=True)
             assert torch.allclose(out[:, :, i, j], own * g + h, atol=1e-6)
@@ -134,7 +132,7 @@ def test_damaged_frames_are_refused(snn: transpike.SpikingModel, tmp_path: Path,
         path.unlink()
     else:
         before = transpike.codecs.bundle._sha256(path)
-        changed = {"another site": tensors[key], "another shape": tensors[key][..., :2], "zero": tensors[key] * 0,
+        changed = {"another site": tensors[key].clone(), "another shape": tensors[key][..., :2], "zero": tensors[key] * 0,
                    "nan": tensors[key] * float("nan")}[case]  # fmt: skip
         tensors |= {"nowhere/scale" if case == "another site" else key: changed.contiguous()}
         safetensors.torch.save_file(tensors, path)

@@ -89,7 +89,7 @@ def calibrate(
 @dataclass(frozen=True)
 class Observed:
     """What every site saw of `samples` samples, and, where that was asked for, how sensitive the prediction is to it and
-    what groups of its neurons saw, by (granularity, site): enough for thresholds of any recipe with these sites."""
+    what groups of its neurons saw, by (granularity, site): enough for recipes with these sites."""
 
     histograms: Mapping[str, Histogram]
     samples: int

@@ -37,7 +37,8 @@ def write_weights(
 
     Arguments: scaled -- also write, for each spiking layer, one copy of the weights per channel of the neuron it reads,
     multiplied by what a spike of that channel is worth (parallel parameter normalisation): then a layer only selects
-    and adds. Where thresholds of a site's neurons differ, their scales are a file of their own. fold_batch_norm -- write batch normalisation into the weights of the layer that it alone reads.
+    and adds. Where thresholds of a site's neurons differ, their scales are a file of their own.
+    fold_batch_norm -- write batch normalisation into the weights of the layer that it alone reads.
     All files are written whole before the first is put in place; the manifest holds the checksums of the others. Memory
     beside the model: one layer with its copies. Raises ConfigError when the folder cannot be written.
     """
