@@ -147,7 +147,7 @@ def convert_each(
                 seen = _watch(sited, calibration, max_samples, before, progress, grains)
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
-            networks[label] = sited.network(recipe, measured(sited.plan, recipe, seen))
+            networks[label] = sited.network(recipe, measured(sited.plan, recipe, seen, sited.graph))
         except TranspikeError as error:
             networks[label] = Misfit(recipe, error)
             if on_failed is not None:
