@@ -14,6 +14,7 @@ from ._allocate import allocate, candidates, least_error
 from ._capture import Captured
 from ._plan import Plan
 from ._sensitivity import Sensitivity, fisher_information
+from ._substitute import ranged
 from .errors import CalibrationError, ConfigError
 from .group import ALONE, Group
 from .observers import Balanced, Histogram, MinimumError
@@ -28,22 +29,29 @@ Seen = tuple[tuple[torch.Tensor, ...], int]  # a batch's inputs, and how many sa
 @dataclass(frozen=True)
 class Calibration:
     """Thresholds by site name, and how many samples they come from (0: they were given); levels by site name where the
-    rule decides them, too."""
+    rule decides them, too; input ranges by node of operators that are approximated."""
 
     thresholds: Mapping[str, Threshold]
     samples: int
     levels: Mapping[str, int] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {"samples": self.samples, "thresholds": {name: t.to_json() for name, t in self.thresholds.items()}}
 
 
 class Observing(torch.fx.Interpreter):
-    """Runs the marked graph as it is and shows every site's tensor to its histogram."""
+    """Runs the marked graph as it is and shows every site's tensor, and every watched operator's input, to its
+    histogram."""
 
     def __init__(self, graph: torch.fx.GraphModule, histograms: Mapping[str, Histogram]) -> None:
         super().__init__(graph)
         self.histograms = histograms
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        if n.name in self.histograms and not self.histograms[n.name].update(self.env[n.all_input_nodes[0]]):
+            raise CalibrationError(f"operator {n.name} saw NaN or infinity; check the inputs and the weights before it")
+        return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is ops.site:
@@ -75,7 +83,7 @@ def calibrate(
     max_samples < 1.
     """
     choices = {site.name: recipe.choice(site) for site in plan.sites}
-    names = [name for name, choice in choices.items() if choice.threshold is None]
+    names = [name for name, choice in choices.items() if choice.threshold is None] + ranged(plan, recipe)
     readers = readers_of(plan) if balances(plan, recipe) else None
     seen = observe(
         captured, marked, names, batches, max_samples=max_samples, readers=readers, progress=progress, group=group
@@ -144,10 +152,11 @@ def measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
         for site in plan.sites
     }
     together = [site for site in plan.sites if _together(choices[site.name])]
+    ranges = {node: (seen.histograms[node].minimum, seen.histograms[node].maximum) for node in ranged(plan, recipe)}
     if not together:
-        return Calibration(thresholds, seen.samples)
+        return Calibration(thresholds, seen.samples, ranges=ranges)
     found, levels = _balanced(recipe, together, seen)
-    return Calibration(thresholds | found, seen.samples, levels)
+    return Calibration(thresholds | found, seen.samples, levels, ranges)
 
 
 def _together(choice: Any) -> bool:

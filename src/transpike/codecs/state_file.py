@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from .._place import op_name
 from .._state import Batch, State, batch_of, checksum
 from ..errors import ConfigError, DataError
 from ..files import write_atomically
@@ -94,7 +95,7 @@ def network_of(model: SpikingModel) -> dict[str, str]:
         "recipe": _sha256(model.recipe.to_json()),
         "sites": _sha256([site_to_json(site) for site in model.plan.sites]),
         "thresholds": _sha256({name: threshold.to_json() for name, threshold in model.thresholds.items()}),
-        "operators": _sha256([[node.name, str(node.target)] for node in model.program.body]),
+        "operators": _sha256([[node.name, op_name(node)] for node in model.program.body]),
         "weights": checksum(sorted(weights.items())),
     }
 

@@ -30,6 +30,8 @@ class Book:
         self.first = np.eye(1, tally.steps)[0]
         self.rate = any(neuron.code == "rate" for neuron in model.neurons.values())
         self.reuse = reuse
+        self.approximated = model.approximated
+        self.approximation = model.recipe.operators
         self.summed: set[torch.fx.Node] = set()  # tensors whose running sum some module already keeps
 
     def size(self, node: Any) -> float:

@@ -12,6 +12,7 @@ To add a neuron, add its file and its row in NEURONS.
 from __future__ import annotations
 
 from .differential import Differential
+from .exponential_decay import ExponentialDecay
 from .few_spikes import FewSpikes
 from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
@@ -23,12 +24,14 @@ NEURONS: dict[str, type[Neuron]] = {
     "published-multi-threshold": PublishedMultiThreshold,
     "differential": Differential,
     "few-spikes": FewSpikes,
+    "exponential-decay": ExponentialDecay,
 }
 
 __all__ = [
     "KERNELS",
     "NEURONS",
     "Differential",
+    "ExponentialDecay",
     "FewSpikes",
     "MultiThreshold",
     "Neuron",
