@@ -52,7 +52,7 @@ def rewritten(path: Path, to: Path, tensors: dict[str, torch.Tensor] | None = No
 def test_three_steps_a_file_and_three_more_are_six(name: str, recipe: str, tmp_path: Path) -> None:
     family = next(family for family in FAMILIES if family.name == name)
     inputs = batch(family, 2)
-    snn = transpike.convert(family.build(), [inputs], recipe)
+    snn = transpike.convert(family.build(), [inputs], RECIPES[recipe](**({"levels": 3} if recipe == "mbe" else {})))
     whole, last = Literal(snn).run(inputs, steps=6)
     first, state = Literal(snn).run(inputs, steps=3)
     path = save_state(snn, state, tmp_path / "run.state")

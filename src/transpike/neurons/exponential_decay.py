@@ -23,7 +23,8 @@ class ExponentialDecay:
     Written as a quantiser, fired K times:  Q(m) = the largest V[k] not above |m| + e/2, with m's sign; 0 where there is
     none; e = V[K].  For 1/2 <= d < 1 and |x| + e/2 < theta the two are the same: where V[k] is the largest level below
     u, what is left is below V[k] (1/d - 1) <= V[k], so no level fires twice and the order is that of the window. Beyond
-    the range the largest level fires again in place of smaller ones.
+    the range the largest level fires again in place of smaller ones; where the other sign has a smaller threshold, its
+    levels also correct what rounding up overshot.
     Arguments: levels -- K, the window; a step is one window. decay -- d = exp(-dt / tau). At 1/2, the halving
     initialisation, this is a successive-approximation code: exactly `FewSpikes` with half its threshold, so that all K
     digits lie below theta. Above 1/2 neighbouring levels overlap and 1s are rarer, but K digits end at theta d^K.
