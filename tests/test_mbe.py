@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from transpike.multi_basis.operators import evaluate, layer_norm, reciprocal, rm
 from transpike.neurons import FewSpikes, trajectory
 from transpike.neurons.exponential_decay import ExponentialDecay
 from transpike.recipes import Recipe, recipe_named
+from transpike.report.comparison import comparison_tables
 from transpike.types import Threshold
 
 SYMMETRIC, LOPSIDED = Threshold(1.5, 1.5), Threshold(1.5, 0.375)
@@ -347,3 +349,15 @@ def test_approximations_are_priced_by_their_spikes() -> None:
 
 def test_every_substitute_has_a_price() -> None:
     assert RULES.keys() == SUBSTITUTES.keys()
+
+
+def test_comparisons_say_where_a_ratio_is_a_bound() -> None:
+    net, x = block()
+    recipes = {"mbe": recipe_named("mbe", bases=2, levels=4), "exact": recipe_named("mbe", bases=0, levels=4)}
+    labelled = SimpleNamespace(inputs=x, labels=torch.zeros(8, dtype=torch.int64))
+    compared = transpike.compare(net, [x], [labelled], recipes, steps=[1])
+    (table, *_) = comparison_tables(compared)
+    rows = {row[0]: row[-3:] for row in table.rows}
+    assert [cell.startswith("<=") for cell in rows["mbe"]] == [False, True, True]
+    assert not any(cell.startswith("<=") for cell in rows["exact"])
+    assert any(note.startswith("<=: every basis") for note in table.notes)

@@ -6,7 +6,7 @@ To let a recipe replace one more operator, add its row in SUBSTITUTES.
 """
 
 from .bank import Bank, Fit, spike_counts, table
-from .fit import fit
+from .fitting import fit
 from .functions import FUNCTIONS
 from .operators import RANGED, SUBSTITUTES
 from .settings import Approximation

@@ -9,7 +9,7 @@ from math import log2
 import torch
 
 from .bank import BITS, Fit, table
-from .fit import fit, fit_inner
+from .fitting import fit, fit_inner
 
 LOG2_E = log2(2.718281828459045)
 FAR = -150.0  # 2^FAR is 0 in float32
