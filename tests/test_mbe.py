@@ -361,3 +361,13 @@ def test_comparisons_say_where_a_ratio_is_a_bound() -> None:
     assert [cell.startswith("<=") for cell in rows["mbe"]] == [False, True, True]
     assert not any(cell.startswith("<=") for cell in rows["exact"])
     assert any(note.startswith("<=: every basis") for note in table.notes)
+
+
+@pytest.mark.parametrize(("decay", "kind"), [(0.5, Kind.SHIFT), (0.6, Kind.MULTIPLY)])
+def test_levels_that_are_no_powers_of_two_multiply_weights(decay: float, kind: Kind) -> None:
+    net, x = block()
+    snn = transpike.convert(net, [x], recipe_named("mbe", bases=0, levels=4, decay=decay))
+    tally = snn.simulate(x, 1).spikes
+    fc1 = next(entry for entry in ledger(snn, tally).entries if entry.module == "fc1" and entry.op == "linear.default")
+    assert fc1.steps[kind].tolist() == fc1.steps[Kind.ACCUMULATE].tolist()
+    assert {Kind.SHIFT, Kind.MULTIPLY} & fc1.steps.keys() == {kind}

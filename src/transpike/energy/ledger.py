@@ -5,7 +5,8 @@ The spiking network is the one `_literal` runs:
     constants (folded before inference)   nothing
     control (masks, positions)            once
     before the first neuron, analog       at every step in rate code, at the first step in sum code
-    weight layer on spikes                an accumulate and a shift per spike and synapse, a read of the weight each
+    weight layer on spikes                an accumulate and a shift per spike and synapse (a multiplication where
+                                          levels are no powers of two of each other), a read of the weight each
     product of spikes                     the same for its three terms; two sums of spikes and the product as state
     compensated operators                 the operator at every step; a running sum of each tensor that enters the
                                           module and a total of each that leaves it as state, in rate code one
