@@ -16,6 +16,7 @@ from oracle import Membrane, digit_level, drives, each, nearest_level, published
 from transpike.errors import ConfigError
 from transpike.neurons import (
     NEURONS,
+    ExponentialDecay,
     FewSpikes,
     MultiThreshold,
     Neuron,
@@ -51,6 +52,9 @@ def twin(neuron: Neuron, threshold: Threshold):
         return partial(nearest_level, threshold=threshold, levels=neuron.levels, cutoff=neuron.cutoff)
     if isinstance(neuron, FewSpikes):
         return partial(digit_level, threshold=threshold, levels=neuron.levels)
+    if isinstance(neuron, ExponentialDecay) and neuron.decay == 0.5:  # others: tests/test_mbe.py
+        half = Threshold(threshold.positive / 2, threshold.negative / 2)
+        return partial(digit_level, threshold=half, levels=neuron.levels)
     assert isinstance(neuron, PublishedMultiThreshold), f"{neuron.name} has no twin in oracle.py"
     return partial(published_level, threshold=threshold, levels=neuron.levels)
 

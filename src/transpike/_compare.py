@@ -15,6 +15,7 @@ from ._capture import Captured, capture
 from ._convert import Sited, check_inputs, peek, place_sites
 from ._evaluate import Evaluation, LabelledBatch
 from ._model import SpikingModel
+from ._substitute import ranged
 from .energy import EnergySheet, PriceTable, paper_account
 from .errors import ConfigError, DataError, PlanError, TranspikeError
 from .measure import Agreement, Tally
@@ -144,7 +145,8 @@ def convert_each(
                 sited = place_sites(model, captured, recipe, example)
                 before = sum(seen.samples for _, seen in watched.values())
                 grains = granularities(sited.plan, *wanted.values())
-                seen = _watch(sited, calibration, max_samples, before, progress, grains)
+                nodes = sorted({node for other in wanted.values() for node in ranged(sited.plan, other)})
+                seen = _watch(sited, nodes, calibration, max_samples, before, progress, grains)
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
             networks[label] = sited.network(recipe, measured(sited.plan, recipe, seen, sited.graph))
@@ -158,6 +160,7 @@ def convert_each(
 
 def _watch(
     sited: Sited,
+    nodes: list[str],
     calibration: Iterable[Any],
     most: int | None,
     before: int,
@@ -168,7 +171,7 @@ def _watch(
         if progress is not None:
             progress(before + done)
 
-    names = [site.name for site in sited.plan.sites]
+    names = [site.name for site in sited.plan.sites] + nodes
     return observe(
         sited.captured, sited.graph, sited.plan, names, calibration, max_samples=most, granularities=grains,
         progress=tell,

@@ -15,7 +15,9 @@ from typing import Any
 
 from ._arguments import check_arguments
 from .errors import ConfigError
+from .multi_basis import Approximation
 from .neurons import NEURONS, Differential, FewSpikes, MultiThreshold, Neuron, PublishedMultiThreshold
+from .neurons.exponential_decay import ExponentialDecay
 from .observers import RANGE_RULES, Balanced, MinimumError, Percentile, RangeRule
 from .policy import Policy
 from .types import Site, SiteKind, Threshold
@@ -49,7 +51,7 @@ class Recipe:
         exact in bfloat16 (8 bits) and every sum of levels exact in float32; None keeps them as they come.
         product_terms -- how a product of two spiking signals is updated in a step: 3 terms as published (spike x spike,
         spike x sum, sum x spike), or 2 (spike x new sum, sum x spike), which gives the same for fewer operations.
-        steps -- the number of steps used where a caller names none.
+        steps -- used where a caller names none. operators -- how nonlinear ones are approximated; None: they are exact.
     """
 
     name: str
@@ -62,10 +64,10 @@ class Recipe:
     product_terms: int = 3
     steps: int = 8
     site_levels: Mapping[str, int] = field(default_factory=dict)
+    operators: Approximation | None = None
 
     def __post_init__(self) -> None:
-        bits = self.threshold_bits
-        if bits is not None and (not isinstance(bits, int) or not 1 <= bits <= 24):
+        if (bits := self.threshold_bits) is not None and (not isinstance(bits, int) or not 1 <= bits <= 24):
             raise ConfigError(f"threshold_bits must be a whole number from 1 to 24, or None, not {bits!r}")
         for name, levels in self.site_levels.items():
             if not 1 <= levels <= 24:
@@ -109,7 +111,7 @@ class Recipe:
         return {
             "name": self.name,
             "neuron": {"type": self.neuron.name, **asdict(self.neuron)},  # type: ignore[call-overload]
-            "range": _range_to_json(self.range),
+            "range": {"type": self.range.name, **asdict(self.range)},  # type: ignore[call-overload]
             "policy": asdict(self.policy),
             "kinds": {str(kind): _choice_to_json(choice) for kind, choice in self.kinds.items()},
             "patterns": {pattern: _choice_to_json(choice) for pattern, choice in self.patterns.items()},
@@ -117,6 +119,7 @@ class Recipe:
             "threshold_bits": self.threshold_bits,
             "product_terms": self.product_terms,
             "steps": self.steps,
+            "operators": self.operators and self.operators.to_json(),
         }
 
     @staticmethod
@@ -134,6 +137,7 @@ class Recipe:
                 threshold_bits=data.get("threshold_bits"),
                 product_terms=data.get("product_terms", 3),
                 steps=int(data.get("steps", 8)),
+                operators=data.get("operators") and Approximation.from_json(data["operators"]),
             )
         except ConfigError:
             raise
@@ -154,14 +158,10 @@ def _words(choice: SiteChoice) -> str:
     return ", ".join(filter(None, (levels, rule, threshold, cutoff)))
 
 
-def _range_to_json(rule: RangeRule) -> dict[str, Any]:
-    return {"type": rule.name, **asdict(rule)}  # type: ignore[call-overload]
-
-
 def _choice_to_json(choice: SiteChoice) -> dict[str, Any]:
     return {
         "levels": choice.levels,
-        "range": None if choice.range is None else _range_to_json(choice.range),
+        "range": choice.range and {"type": choice.range.name, **asdict(choice.range)},  # type: ignore[call-overload]
         "threshold": None if choice.threshold is None else choice.threshold.to_json(),
         **({} if choice.cutoff is None else {"cutoff": choice.cutoff}),
     }
@@ -356,6 +356,26 @@ def few_spikes(
     return Recipe("few-spikes", FewSpikes(levels), rule, policy, product_terms=2, steps=1)
 
 
+def mbe(
+    *,
+    levels: int = 16,
+    bases: int = 8,
+    decay: float = 0.5,
+    percentile: float = 1.0,
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """MBE: exponential decay neurons, and nonlinear operators by `bases` decaying bases (0: exact), one window a step.
+
+    Source: arXiv 2508.07710, without its code. Differences: see `ExponentialDecay`, `multi_basis.fit` and docs/mbe.md.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    neuron, operators = ExponentialDecay(levels, decay), Approximation(bases, levels) if bases else None
+    return Recipe("mbe", neuron, Percentile(percentile, True), policy, product_terms=2, steps=1, operators=operators)
+
+
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "ecmt": ecmt,
     "ecmt-code": ecmt_code,
@@ -364,6 +384,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "balanced": balanced,
     "qcfs": qcfs,
     "few-spikes": few_spikes,
+    "mbe": mbe,
 }
 
 

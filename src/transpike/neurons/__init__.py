@@ -12,6 +12,7 @@ To add a neuron, add its file and its row in NEURONS.
 from __future__ import annotations
 
 from .differential import Differential
+from .exponential_decay import ExponentialDecay
 from .few_spikes import FewSpikes
 from .frame import Frame, Framed, framed, frames_to, own_units, plain
 from .kernel import KERNELS, choose, compiled_trajectory, fits
@@ -24,12 +25,14 @@ NEURONS: dict[str, type[Neuron]] = {
     "published-multi-threshold": PublishedMultiThreshold,
     "differential": Differential,
     "few-spikes": FewSpikes,
+    "exponential-decay": ExponentialDecay,
 }
 
 __all__ = [
     "KERNELS",
     "NEURONS",
     "Differential",
+    "ExponentialDecay",
     "FewSpikes",
     "Frame",
     "Framed",
