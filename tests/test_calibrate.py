@@ -205,7 +205,7 @@ def test_a_pattern_that_matches_nothing_is_told(block: Block, samples: torch.Ten
 
 def test_bad_levels_for_one_site_are_refused() -> None:
     with pytest.raises(ConfigError, match="levels must be"):
-        SiteChoice(levels=99)
+        SiteChoice(levels=999)
 
 
 @pytest.mark.parametrize("bits", [3, 16])

@@ -31,7 +31,8 @@ CASES = [(f, r) for f in FAMILIES for r in RECIPES if r in EVERYWHERE or f.name 
 @pytest.mark.parametrize(("family", "recipe"), CASES, ids=lambda case: getattr(case, "name", case))
 def test_literal_equals_fast(family: Family, recipe: str) -> None:
     inputs = batch(family, 2)
-    chosen = RECIPES[recipe](**({"pulses": 2} if recipe == "cascade" else {}))  # so that later steps have work left
+    few = {"cascade": {"pulses": 2}, "parallel": {"levels": 2}}  # firings, so that later steps have work left
+    chosen = RECIPES[recipe](**few.get(recipe, {}))
     snn = widen(transpike.convert(family.build(), [inputs], chosen, batch_dim=family.batch_dim))
     without_ties(snn)
     found, _ = drift(snn, inputs, steps=STEPS, check=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ._arguments import check_arguments
 from .errors import ConfigError
-from .neurons import NEURONS, Differential, FewSpikes, MultiThreshold, Neuron, PublishedMultiThreshold
+from .neurons import NEURONS, Differential, FewSpikes, MultiThreshold, Neuron, Parallel, PublishedMultiThreshold
 from .observers import RANGE_RULES, Balanced, MinimumError, Percentile, RangeRule
 from .policy import Policy
 from .types import Site, SiteKind, Threshold
@@ -32,8 +32,8 @@ class SiteChoice:
     cutoff: float | None = None
 
     def __post_init__(self) -> None:
-        if self.levels is not None and (not isinstance(self.levels, int) or not 1 <= self.levels <= 24):
-            raise ConfigError(f"levels must be a whole number from 1 to 24, not {self.levels!r}")
+        if self.levels is not None and (not isinstance(self.levels, int) or not 1 <= self.levels <= 255):
+            raise ConfigError(f"levels must be a whole number from 1 to 255, not {self.levels!r}")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Recipe:
         if bits is not None and (not isinstance(bits, int) or not 1 <= bits <= 24):
             raise ConfigError(f"threshold_bits must be a whole number from 1 to 24, or None, not {bits!r}")
         for name, levels in self.site_levels.items():
-            if not 1 <= levels <= 24:
-                raise ConfigError(f"levels of site {name} must be a whole number from 1 to 24, not {levels!r}")
+            if not 1 <= levels <= 255:
+                raise ConfigError(f"levels of site {name} must be a whole number from 1 to 255, not {levels!r}")
         if self.product_terms not in (2, 3):
             raise ConfigError(f"product_terms must be 2 or 3, not {self.product_terms!r}")
         if not isinstance(self.steps, int) or self.steps < 1:
@@ -355,6 +355,26 @@ def few_spikes(
     return Recipe("few-spikes", FewSpikes(levels), rule, policy, product_terms=2, steps=1)
 
 
+def parallel(
+    *,
+    levels: int = 8,
+    percentile: float = 0.999,
+    rule: str = "percentile",
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """Parallel conversion: all spikes of a window of T = `levels` time-steps at once, in closed form, layer by layer.
+
+    Source: Hao et al., ICML 2025, arXiv 2412.13610. Differences: a recipe is one T, because ranges fit a T; the neuron
+    reads the activation (behind ReLU); one threshold per tensor; where an activation has both signs, so has the neuron.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    rule = _rule(rule, percentile, False)
+    return Recipe("parallel", Parallel(levels), rule, policy, product_terms=2, steps=1)
+
+
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "ecmt": ecmt,
     "ecmt-code": ecmt_code,
@@ -363,6 +383,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "balanced": balanced,
     "qcfs": qcfs,
     "few-spikes": few_spikes,
+    "parallel": parallel,
 }
 
 

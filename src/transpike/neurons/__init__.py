@@ -15,14 +15,16 @@ from .differential import Differential
 from .few_spikes import FewSpikes
 from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
+from .parallel import Parallel
 from .published import PublishedMultiThreshold
-from .trajectory import Neuron, advance, spikes_in, trajectory
+from .trajectory import Neuron, advance, fire_once, spikes_in, trajectory
 
 NEURONS: dict[str, type[Neuron]] = {
     "multi-threshold": MultiThreshold,
     "published-multi-threshold": PublishedMultiThreshold,
     "differential": Differential,
     "few-spikes": FewSpikes,
+    "parallel": Parallel,
 }
 
 __all__ = [
@@ -32,10 +34,12 @@ __all__ = [
     "FewSpikes",
     "MultiThreshold",
     "Neuron",
+    "Parallel",
     "PublishedMultiThreshold",
     "advance",
     "choose",
     "compiled_trajectory",
+    "fire_once",
     "fits",
     "spikes_in",
     "trajectory",
