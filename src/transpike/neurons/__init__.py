@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from .differential import Differential
 from .few_spikes import FewSpikes
+from .frame import Frame, Framed, framed, frames_to, own_units, plain
 from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
 from .parallel import Parallel
@@ -32,6 +33,8 @@ __all__ = [
     "NEURONS",
     "Differential",
     "FewSpikes",
+    "Frame",
+    "Framed",
     "MultiThreshold",
     "Neuron",
     "Parallel",
@@ -41,6 +44,10 @@ __all__ = [
     "compiled_trajectory",
     "fire_once",
     "fits",
+    "framed",
+    "frames_to",
+    "own_units",
+    "plain",
     "spikes_in",
     "trajectory",
 ]
