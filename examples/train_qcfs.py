@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import transpike
+from transpike import Recipe, SiteChoice, Threshold
 from transpike.data import loader, open_data
 from transpike.data.preprocess import Preprocess
-from transpike.recipes import Recipe, parallel, recipe_named
+from transpike.recipes import CORRECTIONS, parallel, recipe_named
 
 STEPS = (1, 2, 4, 8, 16, 32)
 BATCH, RATE, DECAY, FIRST_THRESHOLD = 64, 0.1, 5e-4, 2.0
@@ -128,24 +130,28 @@ def train(model: SmallCNN, split: Split, epochs: int) -> Iterator[float]:
     model.to(memory_format=torch.contiguous_format)
 
 
-def spiking(model: SmallCNN, recipe: Recipe, images: Tensor) -> transpike.SpikingModel:
-    """The ReLU network with a neuron behind every ReLU, whose threshold is the trained lambda of that place."""
+def spiking(model: SmallCNN, recipe: Recipe, samples: Tensor) -> transpike.SpikingModel:
+    """The ReLU network with a neuron behind every ReLU, whose threshold is the trained lambda of that place. `samples`
+    only serve corrections, where the recipe has one."""
     layers = [name for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    trained = [layer.threshold.item() for layer in model if isinstance(layer, QCFS)]
-    thresholds = {f"{name}:input": (theta, 0.0) for name, theta in zip(layers[1:], trained, strict=True)}
-    return transpike.convert(model.with_levels(0), thresholds, recipe, example=images[:2])
+    trained = [Threshold(layer.threshold.item(), 0.0) for layer in model if isinstance(layer, QCFS)]
+    choices = {f"{name}:input": SiteChoice(threshold=theta) for name, theta in zip(layers[1:], trained, strict=True)}
+    return transpike.convert(model.with_levels(0), samples.split(64), replace(recipe, patterns=choices))
 
 
 @torch.no_grad()
-def accuracies(model: SmallCNN, split: Split) -> dict[str, list[float]]:
-    """Percent right by T: integrate-and-fire step by step, the closed form, and parallel neurons with windows of T."""
+def accuracies(model: SmallCNN, samples: Tensor, split: Split) -> dict[str, list[float]]:
+    """Percent right by T: integrate-and-fire step by step; the activation with L = T; parallel neurons with a window of
+    T, as they are and corrected by channel on `samples`."""
     images, labels = split
-    snn = spiking(model, recipe_named("qcfs"), images)
-    outputs = {"qcfs": torch.cat([snn.simulate(part, STEPS[-1], count=False).outputs for part in images.split(25)], 1)}
-    outputs["qcfs"] = outputs["qcfs"][[t - 1 for t in STEPS]]
-    outputs["closed form"] = torch.stack([model.with_levels(t)(images) for t in STEPS])
-    windows = [spiking(model, parallel(levels=t), images) for t in STEPS]
-    outputs["parallel"] = torch.cat([snn.simulate(images, 1, count=False).outputs for snn in windows])
+    snn = spiking(model, recipe_named("qcfs"), samples)
+    runs = torch.cat([snn.simulate(part, STEPS[-1], count=False).outputs for part in images.split(25)], 1)
+    outputs = {"qcfs": runs[[t - 1 for t in STEPS]]}
+    outputs["activation"] = torch.stack([model.with_levels(t)(images) for t in STEPS])
+    for how in CORRECTIONS:
+        windows = [spiking(model, parallel(levels=t, correction=how), samples) for t in STEPS]
+        name = "parallel" if how == "none" else how
+        outputs[name] = torch.cat([snn.simulate(images, 1, count=False).outputs for snn in windows])
     return {name: (100 * (o.argmax(-1) == labels).float().mean(1)).tolist() for name, o in outputs.items()}
 
 
@@ -153,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--levels", type=int, default=8, help="L, the levels of the activation while training")
     asked = parser.parse_args()
     training, held_out = read(asked.data)
@@ -162,11 +168,12 @@ def main() -> None:
         print(f"epoch {epoch}: loss {loss:.3f}", flush=True)
     asked.out.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), asked.out / "qcfs.safetensors")
-    spiking(model, recipe_named("qcfs"), held_out[0]).save_pretrained(asked.out / "snn")
+    samples = training[0][:: max(len(training[0]) // 512, 1)]
+    spiking(model, recipe_named("qcfs"), samples).save_pretrained(asked.out / "snn")
     with torch.no_grad():
         right = 100 * (model(held_out[0]).argmax(1) == held_out[1]).float().mean().item()
     print(f"trained with L = {asked.levels}: {right:.2f} % of {len(held_out[1])} held-out images right")
-    rows = accuracies(model, held_out)
+    rows = accuracies(model, samples, held_out)
     print("".join(f"{column:>12}" for column in ("T", *rows)))
     for i, t in enumerate(STEPS):
         print(f"{t:12}" + "".join(f"{row[i]:12.2f}" for row in rows.values()))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.fx
 
+from ._calibrate import batch_size
+from ._capture import Captured
 from ._execute import Values, run_body, run_prefix
 from ._model import SpikingModel
 from .errors import CalibrationError, ConfigError
-from .neurons import Frame, fire_once, framed, plain
+from .neurons import Frame, fire_once, plain
 from .recipes import CORRECTIONS
 from .types import Site, SiteKind
 
@@ -53,9 +56,26 @@ def correct(
     if not pairing.samples:
         raise CalibrationError("the correction got no samples; pass at least one batch of model inputs")
     corrected = copy.copy(model)
+    corrected.recipe = replace(model.recipe, correction=how)
     corrected.calibration = replace(model.calibration, frames=pairing.frames)
     corrected.place_neurons()
     return corrected
+
+
+def as_asked(model: SpikingModel, batches: Iterable[Any], max_samples: int | None) -> SpikingModel:
+    """Corrected as the recipe asks."""
+    how = model.recipe.correction
+    return model if how == "none" else correct(model, batches, how, max_samples=max_samples)
+
+
+def until(captured: Captured, batches: Iterable[Any], most: int | None) -> Iterable[Any]:
+    """Batches until `most` samples are seen; the last may hold more."""
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += batch_size(captured, captured.flatten(batch))
+        if most is not None and seen >= most:
+            return
 
 
 class Pairing:
@@ -86,7 +106,7 @@ class Pairing:
     def _student(self, crossing: Values, taught: Mapping[str, torch.Tensor], share: float) -> None:
         state: dict[str, torch.Tensor] = {}
 
-        def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        def fire(t: int, marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
             site = str(marker.args[1])
             neuron, threshold = plain(self.model.neurons[site]), self.model.thresholds[site]
             axis = self.axes.get(site) if t == self.steps else None
@@ -104,7 +124,7 @@ class Pairing:
             return self.frames[site].leave(mean)
 
         for t in range(1, self.steps + 1):
-            run_body(self.model.program, crossing, fire)
+            run_body(self.model.program, crossing, partial(fire, t))
 
     def _learn(self, site: str, part: str, seen: torch.Tensor, share: float) -> None:
         """One of a frame's tensors becomes the mean over all batches, of which the last has this share."""

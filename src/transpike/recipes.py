@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -17,8 +16,11 @@ from ._arguments import check_arguments
 from .errors import ConfigError
 from .neurons import NEURONS, Differential, FewSpikes, MultiThreshold, Neuron, Parallel, PublishedMultiThreshold
 from .observers import RANGE_RULES, Balanced, MinimumError, Percentile, RangeRule
+from .observers.rounding import round_up as round_up
 from .policy import Policy
 from .types import Site, SiteKind, Threshold
+
+CORRECTIONS = ("none", "bias", "distribution")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Recipe:
         exact in bfloat16 (8 bits) and every sum of levels exact in float32; None keeps them as they come.
         product_terms -- how a product of two spiking signals is updated in a step: 3 terms as published (spike x spike,
         spike x sum, sum x spike), or 2 (spike x new sum, sum x spike), which gives the same for fewer operations.
-        steps -- the number of steps used where a caller names none.
+        steps -- the number of steps used where a caller names none. correction -- of `transpike.correct`, or "none".
     """
 
     name: str
@@ -62,6 +64,7 @@ class Recipe:
     product_terms: int = 3
     steps: int = 8
     site_levels: Mapping[str, int] = field(default_factory=dict)
+    correction: str = "none"
 
     def __post_init__(self) -> None:
         bits = self.threshold_bits
@@ -72,6 +75,8 @@ class Recipe:
                 raise ConfigError(f"levels of site {name} must be a whole number from 1 to 255, not {levels!r}")
         if self.product_terms not in (2, 3):
             raise ConfigError(f"product_terms must be 2 or 3, not {self.product_terms!r}")
+        if self.correction not in CORRECTIONS:
+            raise ConfigError(f"correction must be one of {', '.join(CORRECTIONS)}, not {self.correction!r}")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ConfigError(f"steps must be a whole number of at least 1, not {self.steps!r}")
 
@@ -103,13 +108,14 @@ class Recipe:
         special = [f"{key}: {_words(choice)}" for key, choice in {**self.kinds, **self.patterns}.items()]
         if found := self.site_levels.values():
             special.append(f"levels found by calibration: {min(found)} to {max(found)}")
+        bits += "" if self.correction == "none" else f", corrected by channel ({self.correction})"
         return (f"recipe {self.name}: {_spelled(self.neuron)}, {_spelled(self.range)}{bits}", *special)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "neuron": {"type": self.neuron.name, **asdict(self.neuron)},  # type: ignore[call-overload]
-            "range": _range_to_json(self.range),
+            "range": {"type": self.range.name, **asdict(self.range)},  # type: ignore[call-overload]
             "policy": asdict(self.policy),
             "kinds": {str(kind): _choice_to_json(choice) for kind, choice in self.kinds.items()},
             "patterns": {pattern: _choice_to_json(choice) for pattern, choice in self.patterns.items()},
@@ -117,6 +123,7 @@ class Recipe:
             "threshold_bits": self.threshold_bits,
             "product_terms": self.product_terms,
             "steps": self.steps,
+            "correction": self.correction,
         }
 
     @staticmethod
@@ -134,6 +141,7 @@ class Recipe:
                 threshold_bits=data.get("threshold_bits"),
                 product_terms=data.get("product_terms", 3),
                 steps=int(data.get("steps", 8)),
+                correction=data.get("correction", "none"),
             )
         except ConfigError:
             raise
@@ -154,14 +162,10 @@ def _words(choice: SiteChoice) -> str:
     return ", ".join(filter(None, (levels, rule, threshold, cutoff)))
 
 
-def _range_to_json(rule: RangeRule) -> dict[str, Any]:
-    return {"type": rule.name, **asdict(rule)}  # type: ignore[call-overload]
-
-
 def _choice_to_json(choice: SiteChoice) -> dict[str, Any]:
     return {
         "levels": choice.levels,
-        "range": None if choice.range is None else _range_to_json(choice.range),
+        "range": choice.range and {"type": choice.range.name, **asdict(choice.range)},  # type: ignore[call-overload]
         "threshold": None if choice.threshold is None else choice.threshold.to_json(),
         **({} if choice.cutoff is None else {"cutoff": choice.cutoff}),
     }
@@ -183,14 +187,6 @@ def _build(table: Mapping[str, Any], data: Mapping[str, Any], what: str) -> Any:
     if kind not in table:
         raise ConfigError(f"unknown {what} {kind!r}; known: {', '.join(table)}")
     return table[kind](**arguments)
-
-
-def round_up(value: float, bits: int | None) -> float:
-    """The float with `bits` significant bits of the smallest magnitude that is not below that of `value`; same sign."""
-    if bits is None or value == 0:
-        return value
-    mantissa, exponent = math.frexp(abs(value))
-    return math.copysign(math.ldexp(math.ceil(mantissa * 2**bits) / 2**bits, exponent), value)
 
 
 def _rule(name: str, percentile: float, symmetric: bool) -> RangeRule:
@@ -319,6 +315,7 @@ def qcfs(
     *,
     percentile: float = 0.999,
     rule: str = "percentile",
+    correction: str = "none",
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -333,7 +330,8 @@ def qcfs(
     pre-activation; where an activation has both signs, so has the neuron; theta is a percentile, not trained.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    return Recipe("qcfs", MultiThreshold(1, 0.5), _rule(rule, percentile, False), policy)
+    rule = _rule(rule, percentile, False)
+    return Recipe("qcfs", MultiThreshold(1, 0.5), rule, policy, correction=correction)
 
 
 def few_spikes(
@@ -361,6 +359,7 @@ def parallel(
     levels: int = 8,
     percentile: float = 0.999,
     rule: str = "percentile",
+    correction: str = "none",
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -373,7 +372,7 @@ def parallel(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     rule = _rule(rule, percentile, False)
-    return Recipe("parallel", Parallel(levels), rule, policy, product_terms=2, steps=1)
+    return Recipe("parallel", Parallel(levels), rule, policy, product_terms=2, steps=1, correction=correction)
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {

@@ -67,6 +67,11 @@ def fire_once(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """One time-step: the state and mean after it and, with `count`, how often each neuron fired. A neuron that has its
     firings `at_once`, in closed form, is not asked for them one by one."""
+    frame = getattr(neuron, "frame", None)
+    if frame is not None:
+        inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
+        state, mean_out, spikes = fire_once(inner, state, t, frame.enter(mean_in), threshold, count=count)
+        return state, frame.leave(mean_out), spikes
     if hasattr(neuron, "at_once"):
         return neuron.at_once(state, t, mean_in, threshold)
     state, mean_out, trains = advance(neuron, state, t, mean_in, threshold)
