@@ -38,7 +38,7 @@ def test_literal_equals_fast(family: Family, recipe: str) -> None:
     found, _ = drift(snn, inputs, steps=STEPS, check=True)
     assert max(found.outputs) <= 1e-10 * max(found.scale, 1.0)
     assert found.spikes == (0, 0, 0) and found.emitted[0] > 0
-    assert recipe in ("balanced", "few-spikes") or min(found.emitted) > 0
+    assert recipe in ("balanced", "few-spikes", "parallel") or min(found.emitted) > 0
 
 
 def without_ties(snn: transpike.SpikingModel) -> None:
