@@ -148,7 +148,7 @@ def convert_each(
                 seen = _watch(sited, calibration, max_samples, before, progress, grains)
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
-            network = sited.network(recipe, measured(sited.plan, recipe, seen))
+            network = sited.network(recipe, measured(sited.plan, recipe, seen, sited.graph))
             networks[label] = as_asked(network, calibration, max_samples)
         except TranspikeError as error:
             networks[label] = Misfit(recipe, error)

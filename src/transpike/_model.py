@@ -18,7 +18,7 @@ from ._simulate import Run, simulate
 from .codecs import save
 from .energy import EnergySheet, PaperAccount, PriceTable, energy_sheet, paper_account
 from .measure import Tally
-from .neurons import Neuron, framed, frames_to
+from .neurons import Neuron
 from .recipes import Recipe
 from .types import Layer, Role, Threshold
 
@@ -55,8 +55,7 @@ class SpikingModel:
 
     def place_neurons(self) -> None:
         """Put every site's neuron in its frame, on the model's device."""
-        placed = frames_to(self.calibration.frames, self.device)
-        self.neurons = {s.name: framed(self.recipe.neuron_for(s), placed.get(s.name)) for s in self.plan.sites}
+        self.neurons = self.calibration.place(self.plan, self.recipe, self.device)
 
     @property
     def thresholds(self) -> Mapping[str, Threshold]:
