@@ -10,6 +10,7 @@ from ._calibrate import Calibration
 from ._capture import Captured, capture
 from ._compare import RecipeComparison, compare
 from ._convert import convert
+from ._correct import correct
 from ._diagnose import diagnose
 from ._evaluate import Evaluation, evaluate
 from ._load import load
@@ -49,6 +50,7 @@ __all__ = [
     "capture",
     "compare",
     "convert",
+    "correct",
     "diagnose",
     "evaluate",
     "join",

@@ -21,7 +21,8 @@ from .errors import CalibrationError, ConfigError
 from .group import ALONE, Group
 from .neurons import Frame, Neuron, framed, frames_to
 from .observers import Balanced, Histogram, MinimumError
-from .recipes import Recipe, round_up
+from .observers.rounding import round_up
+from .recipes import Recipe
 from .types import Site, Threshold
 from .zoo import weights_digest
 

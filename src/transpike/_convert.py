@@ -14,6 +14,7 @@ import torch.fx
 from . import ops
 from ._calibrate import Calibration, Progress, calibrate, given
 from ._capture import Captured, capture
+from ._correct import as_asked, until
 from ._count import batch_axis
 from ._execute import cut, run_body, run_prefix
 from ._mark import insert_sites
@@ -63,13 +64,17 @@ def convert(
         example, calibration = peek(calibration, example)
     sited = place_sites(model, capture(model, example, batch_dim=batch_dim), recipe, example)
     if thresholds is not None:
+        if recipe.correction != "none":
+            raise ConfigError("a correction needs calibration samples; give thresholds in the recipe's patterns")
         found = given(sited.plan, thresholds)
     else:
+        if recipe.correction != "none":
+            calibration = list(until(sited.captured, calibration, max_samples))
         found = calibrate(
             sited.captured, sited.graph, sited.plan, recipe, calibration, max_samples=max_samples, progress=progress,
             group=group,
         )  # fmt: skip
-    return sited.network(recipe, found)
+    return as_asked(sited.network(recipe, found), calibration, max_samples)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,8 @@ def tune(
     """
     target = Target(max_drop, max_energy)
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    if recipe.correction != "none":
+        raise ConfigError("settings are judged without a correction; tune with correction 'none'")
     asked = _checked(steps, few, settings)
     check_inputs(model, ranges)
     example, ranges = peek(ranges, None)

@@ -17,8 +17,9 @@ from .few_spikes import FewSpikes
 from .frame import Frame, Framed, framed, frames_to, own_units, plain
 from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
+from .parallel import Parallel
 from .published import PublishedMultiThreshold
-from .trajectory import Neuron, advance, spikes_in, trajectory
+from .trajectory import Neuron, advance, fire_once, spikes_in, trajectory
 
 NEURONS: dict[str, type[Neuron]] = {
     "multi-threshold": MultiThreshold,
@@ -26,6 +27,7 @@ NEURONS: dict[str, type[Neuron]] = {
     "differential": Differential,
     "few-spikes": FewSpikes,
     "exponential-decay": ExponentialDecay,
+    "parallel": Parallel,
 }
 
 __all__ = [
@@ -38,10 +40,12 @@ __all__ = [
     "Framed",
     "MultiThreshold",
     "Neuron",
+    "Parallel",
     "PublishedMultiThreshold",
     "advance",
     "choose",
     "compiled_trajectory",
+    "fire_once",
     "fits",
     "framed",
     "frames_to",
