@@ -174,7 +174,7 @@ def test_what_the_format_cannot_hold_is_refused_before_anything_is_written(tmp_p
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return transpike.convert(load_model(), [digits()]).save_pretrained(tmp_path_factory.mktemp("saved") / "net")
+    return transpike.convert(load_model(), [digits()], "ecmt").save_pretrained(tmp_path_factory.mktemp("saved") / "net")
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ def another() -> transpike.SpikingModel:
     model = load_model()
     with torch.no_grad():
         model.head.bias += 1
-    return transpike.convert(model, [digits()])
+    return transpike.convert(model, [digits()], "ecmt")
 
 
 @pytest.mark.parametrize("after", [0, 1])

@@ -154,8 +154,8 @@ def test_ways_to_hand_over_samples(block: Block, measure: Any, samples: torch.Te
     expected = measure([samples]).thresholds
     assert measure([(samples,)]).thresholds == measure([[samples]]).thresholds == expected
     for calibration in (samples, (batch for batch in samples.split(10))):
-        assert transpike.convert(block, calibration).thresholds == expected
-    named = transpike.convert(block, {"x": samples})
+        assert transpike.convert(block, calibration, "ecmt").thresholds == expected
+    named = transpike.convert(block, {"x": samples}, "ecmt")
     assert named.thresholds == expected
     assert named.simulate({"x": samples}, 1).steps == 1
 
@@ -231,10 +231,19 @@ def test_given_thresholds_of_every_form(block: Block, samples: torch.Tensor) -> 
 
 
 def test_given_thresholds_repeat_a_calibration(block: Block, samples: torch.Tensor) -> None:
-    first = transpike.convert(block, [samples], example=samples[:2])
-    again = transpike.convert(block, first.thresholds, example=samples)
+    first = transpike.convert(block, [samples], "ecmt", example=samples[:2])
+    again = transpike.convert(block, first.thresholds, "ecmt", example=samples)
     assert again.thresholds == first.thresholds
     assert torch.equal(again.simulate(samples, 3).outputs, first.simulate(samples, 3).outputs)
+
+
+def test_a_calibration_is_handed_over_whole(block: Block, samples: torch.Tensor) -> None:
+    first = transpike.convert(block, [samples], "balanced")
+    again = transpike.convert(block, first.calibration, "balanced", example=samples)
+    assert first.calibration.frames and again.calibration == first.calibration
+    assert torch.equal(again.simulate(samples, 1).outputs, first.simulate(samples, 1).outputs)
+    with pytest.raises(ConfigError, match="example"):
+        transpike.convert(block, first.calibration)
 
 
 @pytest.mark.parametrize(

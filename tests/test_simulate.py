@@ -255,7 +255,7 @@ def test_the_module_and_the_inputs_stay_as_they_are(network: str) -> None:
 def test_autocast_leaves_the_state_in_float32(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(4)
     model, x = Block().float().eval(), randn(6, 4, 6).float()
-    snn = transpike.convert(model, [x])
+    snn = transpike.convert(model, [x], "ecmt")
     arrived, states = set(), set()
     kind = type(next(iter(snn.neurons.values())))
     step = kind.step
@@ -307,7 +307,7 @@ class Mixing(nn.Module):
 def test_a_model_that_mixes_its_batch_streams() -> None:
     torch.manual_seed(5)
     x = randn(6, 4)
-    snn = transpike.convert(Mixing().double().eval(), [x])
+    snn = transpike.convert(Mixing().double().eval(), [x], "ecmt")
     assert "do not stay apart" in snn.unfoldable
     assert snn.simulate(x, 2).mode == "streaming"
     with pytest.raises(ConfigError, match="cannot run folded .*use mode='streaming'"):

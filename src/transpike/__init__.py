@@ -1,6 +1,6 @@
 """transpike: a pretrained Transformer, unedited, as a spiking neural network without training.
 
-snn = transpike.convert(model, calibration=batches, recipe="ecmt")
+snn = transpike.convert(model, calibration=batches)
 run = snn.simulate(x, steps=8)
 print(run.spikes, snn.energy(run))
 snn.save_pretrained("my-snn"); snn = transpike.load("my-snn")

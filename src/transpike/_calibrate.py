@@ -288,8 +288,11 @@ def _cut(
     return tuple(leaf if s.batch_axis is None else leaf.narrow(s.batch_axis, 0, room) for s, leaf in pairs)
 
 
-def given(plan: Plan, thresholds: Mapping[str, Any]) -> Calibration:
-    """Thresholds somebody names, one per site: a Threshold, a pair (positive, negative) or one number for both."""
+def given(plan: Plan, thresholds: Mapping[str, Any] | Calibration) -> Calibration:
+    """Thresholds somebody names, one per site: a Threshold, a pair (positive, negative) or one number for both; or all
+    that another conversion has found."""
+    whole = thresholds if isinstance(thresholds, Calibration) else None
+    thresholds = thresholds.thresholds if isinstance(thresholds, Calibration) else thresholds
     names = {site.name for site in plan.sites}
     missing, extra = sorted(names - set(thresholds)), sorted(set(thresholds) - names)
     if missing or extra:
@@ -301,7 +304,7 @@ def given(plan: Plan, thresholds: Mapping[str, Any]) -> Calibration:
                 )
             )
         )
-    return Calibration({name: as_threshold(thresholds[name], name) for name in sorted(names)}, 0)
+    return whole or Calibration({name: as_threshold(thresholds[name], name) for name in sorted(names)}, 0)
 
 
 def as_threshold(value: Any, name: str) -> Threshold:

@@ -25,14 +25,14 @@ from ._substitute import notes
 from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
 from .group import ALONE, Group
 from .measure import per_step
-from .recipes import Recipe, recipe_named
+from .recipes import DEFAULT, Recipe, recipe_named
 from .zoo import check_finite
 
 
 def convert(
     model: torch.nn.Module,
-    calibration: Iterable[Any] | Mapping[str, Any],
-    recipe: str | Recipe = "ecmt",
+    calibration: Iterable[Any] | Mapping[str, Any] | Calibration,
+    recipe: str | Recipe = DEFAULT,
     *,
     example: Any = None,
     batch_dim: int = 0,
@@ -45,7 +45,8 @@ def convert(
     Arguments:
         model -- any module in eval mode that torch.export captures; it is not changed.
         calibration -- unlabelled model inputs in batches (tensors, tuples of positional inputs, or dicts of keyword
-        inputs), of which `max_samples` samples are used; or thresholds by site name, as `snn.thresholds` has them.
+        inputs), of which `max_samples` samples are used; or thresholds by site name, as `snn.thresholds` has them;
+        or all of `snn.calibration`, another conversion's.
         recipe -- a name from `transpike.RECIPES` or a `Recipe`.
         example -- a batch to capture with; the first calibration batch by default, required with given thresholds.
         batch_dim -- where the inputs have their batch.
@@ -57,7 +58,10 @@ def convert(
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"recipe must be a name or a Recipe, not {type(recipe).__name__}")
     check_inputs(model, calibration)
-    thresholds = calibration if isinstance(calibration, Mapping) and example is not None else None
+    whole = isinstance(calibration, Calibration)
+    thresholds = calibration if whole or (isinstance(calibration, Mapping) and example is not None) else None
+    if whole and example is None:
+        raise ConfigError("a calibration that is given needs an example batch to capture with; pass example=")
     if thresholds is None:
         if isinstance(calibration, (torch.Tensor, Mapping)):
             calibration = [calibration]
@@ -66,7 +70,7 @@ def convert(
     if thresholds is not None:
         if recipe.correction != "none":
             raise ConfigError("a correction needs calibration samples; give thresholds in the recipe's patterns")
-        found = given(sited.plan, thresholds)
+        found = given(sited.plan, thresholds)  # type: ignore[arg-type]
     else:
         if recipe.correction != "none":
             calibration = list(until(sited.captured, calibration, max_samples))
@@ -124,7 +128,7 @@ def check_inputs(model: Any, calibration: Any) -> None:
     """Raises for what is no model to convert, or no calibration data."""
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
-    if not isinstance(calibration, Iterable):
+    if not isinstance(calibration, (Iterable, Calibration)):
         raise CalibrationError(f"calibration must be batches or thresholds, not {type(calibration).__name__}")
     if model.training:
         raise CaptureError("the model is in training mode; call model.eval() first")

@@ -97,7 +97,10 @@ def _probe(
         output = probing.run(*leaves)
         logits = output[0] if isinstance(output, (tuple, list)) else output
         if not (isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.dim() >= 2):
-            raise CalibrationError("this range rule needs a model whose first output holds class scores")
+            raise CalibrationError(
+                "balanced thresholds need a model whose first output holds class scores; use another recipe, such as "
+                "differential"
+            )
         squares: dict[str, torch.Tensor] = {}
         for probe in _probes(logits.detach()):
             gradients = torch.autograd.grad(

@@ -18,7 +18,7 @@ def convert(
         typer.Option(help="Unlabelled samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits."),
     ],
     out: Annotated[str, typer.Option(help="Folder to write.")],
-    recipe: options.RecipeName = "ecmt",
+    recipe: options.RecipeName = options.DEFAULT,
     checkpoint: options.Checkpoint = None,
     pretrained: options.Pretrained = False,
     option: options.ModelOption = None,

@@ -41,7 +41,7 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Model of DIR, when only you can build it (module:factory) or its folder moved.")
     ] = None,
-    recipe: options.RecipeName = "ecmt",
+    recipe: options.RecipeName = options.DEFAULT,
     checkpoint: options.Checkpoint = None,
     pretrained: options.Pretrained = False,
     option: options.ModelOption = None,

@@ -15,7 +15,7 @@ def inspect(
     checkpoint: options.Checkpoint = None,
     pretrained: options.Pretrained = False,
     option: options.ModelOption = None,
-    recipe: options.RecipeName = "ecmt",
+    recipe: options.RecipeName = options.DEFAULT,
     set: options.Set = None,
     first_layer: options.FirstLayer = None,
     head: options.Head = None,

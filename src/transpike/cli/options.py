@@ -12,6 +12,7 @@ import typer
 
 from ..errors import ConfigError
 from ..files import read_json_file
+from ..recipes import DEFAULT as DEFAULT
 from ..recipes import RECIPES, Recipe, recipe_named
 
 Model = Annotated[

@@ -32,7 +32,7 @@ class Balanced:
     """
 
     name: ClassVar[str] = "balanced"
-    divergence: float = 0.0005
+    divergence: float = 0.001
     energy: float | None = None
     granularity: str = "neuron"
 

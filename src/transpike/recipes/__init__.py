@@ -23,6 +23,7 @@ from .parallel import parallel
 from .qcfs import qcfs
 from .recipe import CORRECTIONS, Recipe, SiteChoice
 
+DEFAULT = "balanced"
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "ecmt": ecmt,
     "ecmt-code": ecmt_code,
@@ -51,6 +52,7 @@ def recipe_named(name: str, **options: Any) -> Recipe:
 
 __all__ = [
     "CORRECTIONS",
+    "DEFAULT",
     "RECIPES",
     "Recipe",
     "SiteChoice",

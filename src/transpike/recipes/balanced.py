@@ -10,7 +10,7 @@ from .recipe import Recipe
 
 def balanced(
     *,
-    divergence: float = 0.0005,
+    divergence: float = 0.001,
     energy: float | None = None,
     granularity: str = "neuron",
     cutoff: float = 0.75,
