@@ -64,7 +64,7 @@ VALUES = {
     f"{DIGITS} --recipe ecmd": "did you mean ecmt",
     f"{DIGITS} --recipe absent.json": "cannot read absent.json",
     f"{DIGITS} --recipe list.json": "list.json",
-    f"{DIGITS} --recipe ecmt --set nonsense=1": "recipe ecmt has no option 'nonsense'; its options: levels, percentile, rule,",
+    f"{DIGITS} --recipe ecmt --set nonsense=1": "recipe ecmt has no option 'nonsense'; its options: levels",
     f"{DIGITS} --recipe ecmt --set symetric=true": "did you mean symmetric?",
     f"{DIGITS} --recipe ecmt --set symmetric=maybe": "symmetric takes true or false, not 'maybe'",
     f"{DIGITS} --recipe ecmt --set analog=7": "analog takes a list of texts, not 7",
