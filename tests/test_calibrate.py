@@ -19,7 +19,8 @@ from transpike._execute import run_body, run_prefix
 from transpike._mark import insert_sites
 from transpike.errors import CalibrationError, CaptureError, CheckpointError, ConfigError, TranspikeError
 from transpike.observers import Maximum, Percentile
-from transpike.recipes import Recipe, ecmt, recipe_named, round_up
+from transpike.observers.rounding import round_up
+from transpike.recipes import Recipe, ecmt, recipe_named
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -16,6 +16,7 @@ from oracle import Membrane, digit_level, drives, each, nearest_level, one_of_a_
 from transpike.errors import ConfigError
 from transpike.neurons import (
     NEURONS,
+    ExponentialDecay,
     FewSpikes,
     MultiThreshold,
     Neuron,
@@ -54,6 +55,9 @@ def twin(neuron: Neuron, threshold: Threshold):
         return partial(nearest_level, threshold=threshold, levels=neuron.levels, cutoff=neuron.cutoff)
     if isinstance(neuron, FewSpikes):
         return partial(digit_level, threshold=threshold, levels=neuron.levels)
+    if isinstance(neuron, ExponentialDecay) and neuron.decay == 0.5:  # others: tests/test_mbe.py
+        half = Threshold(threshold.positive / 2, threshold.negative / 2)
+        return partial(digit_level, threshold=half, levels=neuron.levels)
     if isinstance(neuron, Parallel):
         return partial(one_of_a_window, threshold=threshold, levels=neuron.levels)
     assert isinstance(neuron, PublishedMultiThreshold), f"{neuron.name} has no twin in oracle.py"

@@ -16,11 +16,13 @@ from ._grain import Grain, frame_of, grains
 from ._plan import Plan
 from ._sensitivity import Sensitivity, fisher_information
 from ._settle import divergence, settle
+from ._substitute import ranged
 from .errors import CalibrationError, ConfigError
 from .group import ALONE, Group
 from .neurons import Frame, Neuron, framed, frames_to
 from .observers import Balanced, Histogram, MinimumError
-from .recipes import Recipe, round_up
+from .observers.rounding import round_up
+from .recipes import Recipe
 from .types import Site, Threshold
 from .zoo import weights_digest
 
@@ -31,12 +33,14 @@ Seen = tuple[tuple[torch.Tensor, ...], int]  # a batch's inputs, and how many sa
 @dataclass(frozen=True)
 class Calibration:
     """Thresholds by site name, and how many samples they come from (0: they were given); levels by site name where the
-    rule decides them, too; frames by site name, where neurons of a site differ."""
+    rule decides them, too; frames by site name, where its neurons differ; input ranges by node of operators that are
+    approximated."""
 
     thresholds: Mapping[str, Threshold]
     samples: int
     levels: Mapping[str, int] = field(default_factory=dict)
     frames: Mapping[str, Frame] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def place(self, plan: Plan, recipe: Recipe, device: torch.device) -> dict[str, Neuron]:
         """Every site's neuron, with its levels and in its frame."""
@@ -49,11 +53,17 @@ class Calibration:
 
 
 class Observing(torch.fx.Interpreter):
-    """Runs the marked graph as it is and shows every site's tensor to its histogram."""
+    """Runs the marked graph as it is and shows every site's tensor, and every watched operator's input, to its
+    histogram."""
 
     def __init__(self, graph: torch.fx.GraphModule, histograms: Mapping[str, Histogram]) -> None:
         super().__init__(graph)
         self.histograms = histograms
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        if n.name in self.histograms and not self.histograms[n.name].update(self.env[n.all_input_nodes[0]]):
+            raise CalibrationError(f"operator {n.name} saw NaN or infinity; check the inputs and the weights before it")
+        return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is ops.site:
@@ -85,7 +95,7 @@ def calibrate(
     max_samples < 1.
     """
     choices = {site.name: recipe.choice(site) for site in plan.sites}
-    names = [name for name, choice in choices.items() if choice.threshold is None]
+    names = [name for name, choice in choices.items() if choice.threshold is None] + ranged(plan, recipe)
     seen = observe(
         captured, marked, plan, names, batches, max_samples=max_samples, granularities=granularities(plan, recipe),
         progress=progress, group=group,
@@ -180,10 +190,11 @@ def _measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
         site.name: choices[site.name].threshold or _alone(site, choices[site.name], seen, recipe) for site in plan.sites
     }
     together = [site for site in plan.sites if _together(choices[site.name])]
+    ranges = {node: (seen.histograms[node].minimum, seen.histograms[node].maximum) for node in ranged(plan, recipe)}
     if not together:
-        return Calibration(thresholds, seen.samples)
+        return Calibration(thresholds, seen.samples, ranges=ranges)
     found = _balanced(recipe, together, seen)
-    return replace(found, thresholds=thresholds | found.thresholds)
+    return replace(found, thresholds=thresholds | found.thresholds, ranges=ranges)
 
 
 def _together(choice: Any) -> bool:

@@ -16,6 +16,7 @@ from ._convert import Sited, check_inputs, peek, place_sites
 from ._correct import as_asked, until
 from ._evaluate import Evaluation, LabelledBatch
 from ._model import SpikingModel
+from ._substitute import ranged
 from .energy import EnergySheet, PriceTable, paper_account
 from .errors import ConfigError, DataError, PlanError, TranspikeError
 from .measure import Agreement, Tally
@@ -145,7 +146,8 @@ def convert_each(
                 sited = place_sites(model, captured, recipe, example)
                 before = sum(seen.samples for _, seen in watched.values())
                 grains = granularities(sited.plan, *wanted.values())
-                seen = _watch(sited, calibration, max_samples, before, progress, grains)
+                nodes = sorted({node for other in wanted.values() for node in ranged(sited.plan, other)})
+                seen = _watch(sited, nodes, calibration, max_samples, before, progress, grains)
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
             network = sited.network(recipe, measured(sited.plan, recipe, seen, sited.graph))
@@ -160,6 +162,7 @@ def convert_each(
 
 def _watch(
     sited: Sited,
+    nodes: list[str],
     calibration: Iterable[Any],
     most: int | None,
     before: int,
@@ -170,7 +173,7 @@ def _watch(
         if progress is not None:
             progress(before + done)
 
-    names = [site.name for site in sited.plan.sites]
+    names = [site.name for site in sited.plan.sites] + nodes
     return observe(
         sited.captured, sited.graph, sited.plan, names, calibration, max_samples=most, granularities=grains,
         progress=tell,

@@ -21,6 +21,7 @@ from ._mark import insert_sites
 from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import batch_axis_of_output
+from ._substitute import notes
 from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
 from .group import ALONE, Group
 from .measure import per_step
@@ -94,13 +95,16 @@ class Sited:
         """The converted network. Raises ConfigError for a pattern of the recipe that matches no site."""
         check_patterns(recipe, self.plan)
         recipe = replace(recipe, site_levels={**recipe.site_levels, **found.levels})
-        decided = replace(self.plan, notes=recipe.lines())
+        if recipe.operators and found.ranges:
+            recipe = replace(recipe, operators=replace(recipe.operators, ranges=found.ranges))
+        decided = replace(self.plan, notes=notes(self.plan, recipe))
         return SpikingModel(self.model, self.captured, self.graph, decided, recipe, found, unfoldable=self.unfoldable)
 
 
 def place_sites(model: torch.nn.Module, captured: Captured, recipe: Recipe, example: Any) -> Sited:
     """Decide where the recipe's neurons go. Raises PlanError, ConfigError."""
-    decided = plan(captured, recipe.policy, notes=recipe.lines())
+    decided = plan(captured, recipe.policy)
+    decided = replace(decided, notes=notes(decided, recipe))
     if not decided.sites:
         raise PlanError(
             "no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer"

@@ -15,6 +15,7 @@ from ._capture import Captured
 from ._execute import cut
 from ._plan import Plan
 from ._simulate import Run, simulate
+from ._substitute import replaced, substituted
 from .codecs import save
 from .energy import EnergySheet, PaperAccount, PriceTable, energy_sheet, paper_account
 from .measure import Tally
@@ -28,7 +29,8 @@ class SpikingModel:
 
     Attributes: plan, recipe, calibration -- the decisions, all printable. source_module -- the module that was
     converted. unfoldable -- why the time-steps cannot be folded into the batch, or "". kernel -- how `simulate` runs
-    neurons unless told otherwise: "auto", "compiled" or "eager".
+    neurons unless told otherwise: "auto", "compiled" or "eager". approximated -- nodes of nonlinear operators that the
+    recipe approximates.
     """
 
     def __init__(
@@ -49,7 +51,8 @@ class SpikingModel:
         self.calibration = calibration
         self.unfoldable = unfoldable
         self.kernel = "auto"
-        self.program = cut(marked)
+        self.program = cut(substituted(marked, plan, recipe))
+        self.approximated = frozenset(item.node for item in replaced(plan, recipe))
         self.neurons: Mapping[str, Neuron] = {}
         self.place_neurons()
 

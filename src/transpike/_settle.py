@@ -17,14 +17,14 @@ Placed = tuple[Mapping[str, Neuron], Mapping[str, Threshold]]
 Found = TypeVar("Found")
 
 RUNS = 5
-CLOSE = 0.1  # relative
+CLOSE = 0.15  # relative: candidates are a quarter of an octave apart
 FIRST = 0.3  # of the divergence asked for; the estimate is of first order and too small
 
 
 def settle(
     asked: float, attempt: Callable[[float], Found], judge: Callable[[Found], float], *, runs: int = RUNS
 ) -> Found:
-    """What `attempt(budget)` gives for the budget at which `judge` of it is `asked`, within 10 %.
+    """What `attempt(budget)` gives for the budget at which `judge` of it is `asked`, within 15 %.
 
     Arguments: attempt -- what is found for a budget. judge -- its divergence, which grows with the budget, about in
     proportion. Returns: the first close enough; after `runs` of them, the nearest, preferring those not above.

@@ -16,6 +16,7 @@ import torch
 from .._calibrate import granularities, observe
 from .._capture import capture
 from .._convert import check_inputs, peek, place_sites
+from .._substitute import ranged
 from ..errors import ConfigError
 from ..recipes import Recipe, recipe_named
 from .journal import Journal
@@ -97,7 +98,7 @@ def tune(
     sited = place_sites(model, capture(model, example, batch_dim=batch_dim), recipe, example)
     space = Space(recipe, units_of(sited.plan.sites, by))
     records = Journal(journal)
-    names = [site.name for site in sited.plan.sites]
+    names = [site.name for site in sited.plan.sites] + ranged(sited.plan, recipe)
     seen = observe(
         sited.captured, sited.graph, sited.plan, names, ranges, max_samples=None,
         granularities=granularities(sited.plan, recipe),

@@ -12,6 +12,7 @@ To add a neuron, add its file and its row in NEURONS.
 from __future__ import annotations
 
 from .differential import Differential
+from .exponential_decay import ExponentialDecay
 from .few_spikes import FewSpikes
 from .frame import Frame, Framed, framed, frames_to, own_units, plain
 from .kernel import KERNELS, choose, compiled_trajectory, fits
@@ -25,6 +26,7 @@ NEURONS: dict[str, type[Neuron]] = {
     "published-multi-threshold": PublishedMultiThreshold,
     "differential": Differential,
     "few-spikes": FewSpikes,
+    "exponential-decay": ExponentialDecay,
     "parallel": Parallel,
 }
 
@@ -32,6 +34,7 @@ __all__ = [
     "KERNELS",
     "NEURONS",
     "Differential",
+    "ExponentialDecay",
     "FewSpikes",
     "Frame",
     "Framed",
