@@ -21,7 +21,7 @@ from .few_spikes import few_spikes
 from .mbe import mbe
 from .parallel import parallel
 from .qcfs import qcfs
-from .recipe import Recipe, SiteChoice
+from .recipe import CORRECTIONS, Recipe, SiteChoice
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "ecmt": ecmt,
@@ -50,6 +50,7 @@ def recipe_named(name: str, **options: Any) -> Recipe:
 
 
 __all__ = [
+    "CORRECTIONS",
     "RECIPES",
     "Recipe",
     "SiteChoice",
