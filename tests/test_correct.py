@@ -139,6 +139,9 @@ def test_compare_corrects_each_recipe_as_it_asks(model: Deep, batches: list[Tens
     assert found["none"] == {} and found["bias"].keys() == alone.keys()
     assert all(torch.equal(found["bias"][name].shift, alone[name].shift) for name in alone)
     assert all(frame.gain is not None for frame in found["distribution"].values())
+    for network in networks.values():
+        run = network.simulate(batches[2], 1)  # type: ignore[union-attr]
+        assert str(network.energy_sheet(run)) and network.energy(run).energy_pj[0] > 0  # type: ignore[union-attr]
 
 
 def test_products_have_nothing_to_take_up_a_shift() -> None:
