@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import transpike
-from transpike import Recipe, SiteChoice, Threshold
+from transpike import Recipe, SiteChoice, Threshold, correct
 from transpike.data import loader, open_data
 from transpike.data.preprocess import Preprocess
 from transpike.recipes import CORRECTIONS, parallel, recipe_named
@@ -131,8 +131,7 @@ def train(model: SmallCNN, split: Split, epochs: int) -> Iterator[float]:
 
 
 def spiking(model: SmallCNN, recipe: Recipe, samples: Tensor) -> transpike.SpikingModel:
-    """The ReLU network with a neuron behind every ReLU, whose threshold is the trained lambda of that place. `samples`
-    only serve corrections, where the recipe has one."""
+    """The ReLU network with a neuron behind every ReLU, whose threshold is the trained lambda of that place."""
     layers = [name for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     trained = [Threshold(layer.threshold.item(), 0.0) for layer in model if isinstance(layer, QCFS)]
     choices = {f"{name}:input": SiteChoice(threshold=theta) for name, theta in zip(layers[1:], trained, strict=True)}
@@ -142,16 +141,18 @@ def spiking(model: SmallCNN, recipe: Recipe, samples: Tensor) -> transpike.Spiki
 @torch.no_grad()
 def accuracies(model: SmallCNN, samples: Tensor, split: Split) -> dict[str, list[float]]:
     """Percent right by T: integrate-and-fire step by step; the activation with L = T; parallel neurons with a window of
-    T, as they are and corrected by channel on `samples`."""
+    T, as they are and corrected by channel on `samples`, held against the activation of infinitely many levels."""
     images, labels = split
     snn = spiking(model, recipe_named("qcfs"), samples)
     runs = torch.cat([snn.simulate(part, STEPS[-1], count=False).outputs for part in images.split(25)], 1)
     outputs = {"qcfs": runs[[t - 1 for t in STEPS]]}
     outputs["activation"] = torch.stack([model.with_levels(t)(images) for t in STEPS])
-    for how in CORRECTIONS:
-        windows = [spiking(model, parallel(levels=t, correction=how), samples) for t in STEPS]
-        name = "parallel" if how == "none" else how
-        outputs[name] = torch.cat([snn.simulate(images, 1, count=False).outputs for snn in windows])
+    windows = [spiking(model, parallel(levels=t), samples) for t in STEPS]
+    corrected = {
+        how: [correct(snn, samples.split(64), how, clipped=True) for snn in windows] for how in CORRECTIONS[1:]
+    }
+    for name, networks in {"parallel": windows, **corrected}.items():
+        outputs[name] = torch.cat([snn.simulate(images, 1, count=False).outputs for snn in networks])
     return {name: (100 * (o.argmax(-1) == labels).float().mean(1)).tolist() for name, o in outputs.items()}
 
 
@@ -174,9 +175,9 @@ def main() -> None:
         right = 100 * (model(held_out[0]).argmax(1) == held_out[1]).float().mean().item()
     print(f"trained with L = {asked.levels}: {right:.2f} % of {len(held_out[1])} held-out images right")
     rows = accuracies(model, samples, held_out)
-    print("".join(f"{column:>12}" for column in ("T", *rows)))
+    print("".join(f"{column:>14}" for column in ("T", *rows)))
     for i, t in enumerate(STEPS):
-        print(f"{t:12}" + "".join(f"{row[i]:12.2f}" for row in rows.values()))
+        print(f"{t:14}" + "".join(f"{row[i]:14.2f}" for row in rows.values()))
 
 
 if __name__ == "__main__":

@@ -122,6 +122,15 @@ def test_it_is_saved_and_runs_the_same_in_both_modes(
         Literal(snn).run(x, steps=1)
 
 
+def test_a_clipped_teacher_is_the_activation_without_levels(model: Deep, batches: list[Tensor]) -> None:
+    """With a threshold per site and so many levels that only clipping is left, nothing is to be corrected."""
+    plain = transpike.convert(model, batches, parallel(levels=255, percentile=0.8))
+    free, bound = (transpike.correct(plain, batches, clipped=clipped).calibration.frames for clipped in (False, True))
+    for name, frame in bound.items():
+        assert frame.shift is not None and free[name].shift is not None
+        assert frame.shift.abs().max() < 0.05 * free[name].shift.abs().max()
+
+
 def test_compare_corrects_each_recipe_as_it_asks(model: Deep, batches: list[Tensor]) -> None:
     recipes = {how: parallel(levels=3, correction=how) for how in ("none", "bias", "distribution")}
     networks = convert_each(model, iter(batches[:2]), recipes)
@@ -130,6 +139,9 @@ def test_compare_corrects_each_recipe_as_it_asks(model: Deep, batches: list[Tens
     assert found["none"] == {} and found["bias"].keys() == alone.keys()
     assert all(torch.equal(found["bias"][name].shift, alone[name].shift) for name in alone)
     assert all(frame.gain is not None for frame in found["distribution"].values())
+    for network in networks.values():
+        run = network.simulate(batches[2], 1)  # type: ignore[union-attr]
+        assert str(network.energy_sheet(run)) and network.energy(run).energy_pj[0] > 0  # type: ignore[union-attr]
 
 
 def test_products_have_nothing_to_take_up_a_shift() -> None:

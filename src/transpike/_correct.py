@@ -27,6 +27,7 @@ def correct(
     how: str = "bias",
     *,
     steps: int | None = None,
+    clipped: bool = False,
     max_samples: int | None = 512,
 ) -> SpikingModel:
     """The same network with constants by channel at its sites, from the source (teacher) and the network (student) side
@@ -38,15 +39,17 @@ def correct(
 
     A site is corrected after the sites before it, within each batch; the means are those of all batches so far. Sites
     of weight layers only: a product has no bias to take up a shift. The network is read after `steps` (the recipe's).
+    With `clipped` the teacher's activations end at the thresholds: the teacher of a network that was trained with the
+    QCFS activation, whose ReLU network nobody trained.
     Source of distribution: DA-QCFS of Parallel Conversion, arXiv 2412.13610. Differences: the neuron reads the
     activation, so z is behind the ReLU; plain means in the place of running means at a rate of 0.01, which need
-    hundreds of batches to arrive; the teacher is the source itself. Bias is the usual bias correction of quantisation.
+    hundreds of batches to arrive; the teacher is not quantised. Bias is the usual bias correction of quantisation.
     Returns: a network that shares all but its frames with `model`. Raises: ConfigError for another `how`, and for
     distribution where thresholds of a site differ; CalibrationError for no samples.
     """
     if how not in CORRECTIONS[1:]:
         raise ConfigError(f"a correction must be {' or '.join(CORRECTIONS[1:])}, not {how!r}")
-    pairing = Pairing(model, how, steps or model.recipe.steps)
+    pairing = Pairing(model, how, steps or model.recipe.steps, clipped)
     if how == "distribution" and any(frame.scale is not None for frame in pairing.frames.values()):
         raise ConfigError("distribution needs one threshold per tensor; use the correction bias with this recipe")
     for batch in batches:
@@ -81,8 +84,8 @@ def until(captured: Captured, batches: Iterable[Any], most: int | None) -> Itera
 class Pairing:
     """Teacher and student on the same batches; `frames` by site are what they have shown so far."""
 
-    def __init__(self, model: SpikingModel, how: str, steps: int) -> None:
-        self.model, self.how, self.steps = model, how, steps
+    def __init__(self, model: SpikingModel, how: str, steps: int, clipped: bool) -> None:
+        self.model, self.how, self.steps, self.clipped = model, how, steps, clipped
         self.frames: dict[str, Frame] = dict(model.calibration.frames)
         self.axes = {site.name: axis for site in model.plan.sites if (axis := channel_axis(site)) is not None}
         self.samples = 0
@@ -96,6 +99,9 @@ class Pairing:
 
         def note(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
             site = str(marker.args[1])
+            if self.clipped:
+                threshold = self.model.thresholds[site]
+                value = value.clamp(-max(threshold.negative, 0.0), max(threshold.positive, 0.0))
             if site in self.axes:
                 taught[site] = channel_means(value, self.axes[site])
             return value
