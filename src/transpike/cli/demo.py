@@ -15,7 +15,7 @@ def demo(
     out: Annotated[
         str, typer.Option(help="Folder for the converted network, the report and the pictures.")
     ] = "transpike-demo",
-    steps: Annotated[int, typer.Option(help="Time-steps T.")] = 8,
+    steps: Annotated[int, typer.Option(help="Time-steps T.")] = 4,
     recipe: options.RecipeName = options.DEFAULT,
 ) -> None:
     """Convert a small Vision Transformer, evaluate held-out handwritten digits for T = 1..STEPS, write pictures."""
