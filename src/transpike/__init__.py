@@ -11,6 +11,7 @@ from ._capture import Captured, capture
 from ._compare import RecipeComparison, compare
 from ._convert import convert
 from ._diagnose import diagnose
+from ._early_exit import EarlyExit, early_exit, stop_early
 from ._evaluate import Evaluation, evaluate
 from ._load import load
 from ._model import SpikingModel
@@ -29,6 +30,7 @@ __all__ = [
     "RECIPES",
     "Calibration",
     "Captured",
+    "EarlyExit",
     "Evaluation",
     "Group",
     "LayerView",
@@ -50,10 +52,12 @@ __all__ = [
     "compare",
     "convert",
     "diagnose",
+    "early_exit",
     "evaluate",
     "join",
     "load",
     "plan",
     "simulate",
+    "stop_early",
     "tune",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from . import zoo
 from ._capture import call_of
 from ._compare import Failed, Misfit, RecipeComparison, convert_each, evaluate_each
 from ._convert import convert
-from ._evaluate import Evaluation, Numbered, evaluate_numbered
+from ._early_exit import CHANGES, ExitBook, require_scores, stop_early
+from ._evaluate import Evaluation, Numbered, Watch, evaluate_numbered
 from ._load import load
 from ._model import SpikingModel
-from ._parts import Part, separate, without_calibration
+from ._parts import Part, calibrated_on, separate, without_calibration
 from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Preprocess, Samples, loader, open_data, take, windows
 from .energy import PriceTable
@@ -204,6 +205,7 @@ def evaluate_on(
     progress: Progress | None = None,
     journal: str | None = None,
     group: Group = ALONE,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Evaluate on every sample of `part`; labels beyond the model's classes are refused.
 
@@ -219,8 +221,34 @@ def evaluate_on(
     about = {"batch_size": batch_size, "data": _about(part)} if journal is not None or group.count > 1 else {}
     return evaluate_numbered(
         model, read, steps=steps, mode=mode, about=about, progress=progress, on_failure=on_failure, journal=journal,
-        group=group,
+        group=group, watch=watch,
     )  # fmt: skip
+
+
+def exit_book(
+    model: SpikingModel,
+    few: Part,
+    *,
+    steps: int,
+    max_change: float,
+    batch_size: int = 16,
+    mode: str = "auto",
+    on_failure: Failure | None = None,
+    progress: Progress | None = None,
+) -> ExitBook:
+    """Thresholds of early exit from the samples of `few`; its `update` watches `evaluate_on`."""
+    require_scores(model)
+    batches = inputs_of(few, batch_size, on_failure)
+    changes = sorted({*CHANGES, max_change})
+    return ExitBook(model, batches, steps=steps, max_changes=changes, mode=mode, progress=progress)
+
+
+def stop_on(model: SpikingModel, part: Part, *, steps: int, threshold: float, batch_size: int = 16) -> list[int]:
+    """The steps that the readable samples of `part` take when each stops for real, in order."""
+    took: list[int] = []
+    for inputs in inputs_of(part, batch_size, lambda item, error: None):
+        took += stop_early(model, inputs, steps=steps, threshold=threshold, count=False).steps.tolist()
+    return took
 
 
 def _about(part: Part) -> dict[str, Any]:
@@ -281,16 +309,31 @@ class Ready:
     source: Mapping[str, Any]
     calibration: Mapping[str, Any]
     remark: str
+    few: Part | None = None  # samples that calibrate, where they are at hand
 
 
-def ready_saved(target: str, model: ModelChoice | None, data: DataChoice) -> Ready:
-    """A saved network, evaluated on what did not calibrate it. `model` builds the source where only its owner can."""
+def ready_saved(
+    target: str,
+    model: ModelChoice | None,
+    data: DataChoice,
+    calibration: DataChoice | None = None,
+    *,
+    count: int = 256,
+    every: int | None = None,
+) -> Ready:
+    """A saved network, evaluated on what did not calibrate it. `model` builds the source where only its owner can;
+    `calibration`: samples of which some set what is still to be set."""
     network = load(target, model=None if model is None else model.load())
     saved = read_config(Path(target))
     whole = Part(data.open(network.source_module, saved), data.spec)
     part, remark = without_calibration(whole, saved["calibration"])
+    few = calibrated_on(replace(data, limit=None).open(network.source_module, saved), saved["calibration"])
+    if calibration is not None:
+        other = Part(calibration.open(network.source_module, saved), calibration.spec)
+        few, part, more = separate(part, other, count=count, every=every, seed=data.seed)
+        remark = "; ".join(filter(None, (remark, more)))
     source = {"saved": target, "model": None if model is None else model.spec}
-    return Ready(network, part, source, saved["calibration"], remark)
+    return Ready(network, part, source, saved["calibration"], remark, few)
 
 
 def ready_fresh(
@@ -315,7 +358,7 @@ def ready_fresh(
         module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress,
         group=group,
     )  # fmt: skip
-    return Ready(network, part, source.to_json(), few.record(), remark)
+    return Ready(network, part, source.to_json(), few.record(), remark, few)
 
 
 def is_saved(target: str) -> bool:
@@ -332,6 +375,7 @@ __all__ = [
     "convert_on",
     "evaluate_each_on",
     "evaluate_on",
+    "exit_book",
     "inputs_of",
     "is_saved",
     "load",
@@ -340,6 +384,7 @@ __all__ = [
     "ready_fresh",
     "ready_saved",
     "separate",
+    "stop_on",
     "tried_inputs",
     "try_model",
     "without_calibration",

@@ -2,6 +2,18 @@
 
 from .agreement import Agreement, interval
 from .operations import dense_operations, fan_out, per_step, product_operations
+from .stopping import margins, stopping_steps, stopping_threshold
 from .tally import Tally
 
-__all__ = ["Agreement", "Tally", "dense_operations", "fan_out", "interval", "per_step", "product_operations"]
+__all__ = [
+    "Agreement",
+    "Tally",
+    "dense_operations",
+    "fan_out",
+    "interval",
+    "margins",
+    "per_step",
+    "product_operations",
+    "stopping_steps",
+    "stopping_threshold",
+]
