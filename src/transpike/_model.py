@@ -28,7 +28,8 @@ class SpikingModel:
 
     Attributes: plan, recipe, calibration -- the decisions, all printable. source_module -- the module that was
     converted. unfoldable -- why the time-steps cannot be folded into the batch, or "". kernel -- how `simulate` runs
-    neurons unless told otherwise: "auto", "compiled" or "eager".
+    neurons unless told otherwise: "auto", "compiled" or "eager". max_memory -- bytes that a run may take unless told
+    otherwise; None is half of the memory available.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class SpikingModel:
         self.calibration = calibration
         self.unfoldable = unfoldable
         self.kernel = "auto"
+        self.max_memory: int | None = None
         self.program = cut(marked)
         self.neurons: Mapping[str, Neuron] = {site.name: recipe.neuron_for(site) for site in plan.sites}
 
@@ -89,6 +91,11 @@ class SpikingModel:
     def samples_in(self, leaves: tuple[torch.Tensor, ...]) -> int:
         return batch_size(self.captured, leaves)
 
+    @property
+    def batch_axes(self) -> tuple[int | None, ...]:
+        """Where each input tensor has its batch."""
+        return tuple(spec.batch_axis for spec in self.captured.inputs)
+
     @cached_property
     def neurons_per_sample(self) -> int:
         return sum(site.neurons for site in self.plan.sites)
@@ -101,10 +108,11 @@ class SpikingModel:
         mode: str = "auto",
         count: bool = True,
         kernel: str | None = None,
+        max_memory: int | None = None,
     ) -> Run:
         """Simulate `steps` time-steps on a batch of model inputs; see `transpike.simulate`."""
         steps = self.recipe.steps if steps is None else steps
-        return simulate(self, inputs, steps=steps, mode=mode, count=count, kernel=kernel)
+        return simulate(self, inputs, steps=steps, mode=mode, count=count, kernel=kernel, max_memory=max_memory)
 
     @torch.no_grad()
     def source(self, inputs: Any) -> torch.Tensor:

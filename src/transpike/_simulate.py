@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.fx
 
 from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
+from ._memory import pieces, samples_at_once
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
 from .neurons import KERNELS, advance, choose, compiled_trajectory, fits, spikes_in, trajectory
@@ -46,7 +48,14 @@ class Run:
 
 @torch.no_grad()
 def simulate(
-    model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto", count: bool = True, kernel: str | None = None
+    model: SpikingModel,
+    inputs: Any,
+    *,
+    steps: int,
+    mode: str = "auto",
+    count: bool = True,
+    kernel: str | None = None,
+    max_memory: int | None = None,
 ) -> Run:
     """Simulate `steps` time-steps on one batch.
 
@@ -55,7 +64,8 @@ def simulate(
     independent of T; "auto" folds where conversion found that the model allows it. count -- also count spikes and
     synaptic operations. kernel -- "compiled" runs folded neurons as one compiled pass over memory, "eager" step by step
     in PyTorch, with the same results; "auto" compiles where that is worth it and a compiler is there; None is the
-    model's own choice, `model.kernel`.
+    model's own choice, `model.kernel`. max_memory -- bytes that the run may take beside weights and inputs: a batch
+    that needs more is simulated in parts; None is `model.max_memory` or, where that is None, half of what is available.
     Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for
     inputs of another shape.
     """
@@ -66,14 +76,39 @@ def simulate(
     if mode == "folded" and model.unfoldable:
         raise ConfigError(f"this model cannot run folded ({model.unfoldable}); use mode='streaming'")
     leaves = model.prepare(inputs)
-    tally = Tally(steps, samples=model.samples_in(leaves))
+    samples = model.samples_in(leaves)
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
-    if not folded:
-        return Run(_streaming(model, leaves, tally, count), tally, "streaming", "eager (steps run one by one)")
-    chosen = kernel or model.kernel
+    chosen = "eager (steps run one by one)" if not folded else kernel or model.kernel
     if chosen in KERNELS:
-        chosen = choose(chosen, model.neurons_per_sample * tally.samples * steps, model.device)
-    return Run(_folded(model, leaves, tally, count, chosen == "compiled"), tally, "folded", chosen)
+        chosen = choose(chosen, model.neurons_per_sample * samples * steps, model.device)
+    budget = model.max_memory if max_memory is None else max_memory
+    size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
+    runs = []
+    for part in [leaves] if size >= samples else pieces(leaves, model.batch_axes, size):
+        tally = Tally(steps, samples=model.samples_in(part))
+        if folded:
+            output = _folded(model, part, tally, count, chosen == "compiled")
+        else:
+            output = _streaming(model, part, tally, count)
+        runs.append((output, tally))
+    return _joined(model, runs, "folded" if folded else "streaming", chosen)
+
+
+def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: str, kernel: str) -> Run:
+    """One run of the parts of a batch."""
+    output, tally = runs[0]
+    if len(runs) == 1:
+        return Run(output, tally, mode, kernel)
+    at_once, counted = tally.samples, [part.by_sample for _, part in runs]
+    output = torch.cat([part for part, _ in runs], 1 + batch_axis_of_output(model.program.output))
+    for _, part in runs[1:]:
+        tally += part
+    tally.by_sample = (
+        np.concatenate([part for part in counted if part is not None], 1)
+        if all(part is not None for part in counted)
+        else None
+    )
+    return Run(output, tally, f"{mode}, {at_once} samples at once", kernel)
 
 
 def _folded(

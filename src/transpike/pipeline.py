@@ -206,17 +206,19 @@ def evaluate_on(
     journal: str | None = None,
     group: Group = ALONE,
     watch: Watch | None = None,
+    max_memory: int | None = None,
 ) -> Evaluation:
     """Evaluate on every sample of `part`; labels beyond the model's classes are refused.
 
-    Arguments: kernel -- as in `simulate`; "auto" compiles where all samples together are worth it. journal, group -- as
-    for `transpike.evaluate`, but every process reads only its own batches.
+    Arguments: kernel, max_memory -- as in `simulate`; "auto" compiles where all samples together are worth it. journal,
+    group -- as for `transpike.evaluate`, but every process reads only its own batches.
     """
 
     def read(numbers: Iterator[int]) -> Iterator[Numbered]:
         found = windows(part.samples, numbers, batch_size=batch_size, num_classes=model.num_outputs)
         return (Numbered(window.number, window.batch, window.failed) for window in found)
 
+    model.max_memory = max_memory
     model.kernel = choose(kernel, len(part.samples) * model.neurons_per_sample * steps, model.device)
     about = {"batch_size": batch_size, "data": _about(part)} if journal is not None or group.count > 1 else {}
     return evaluate_numbered(
@@ -287,6 +289,7 @@ def evaluate_each_on(
     on_failure: Failure | None = None,
     on_failed: Failed | None = None,
     progress: Progress | None = None,
+    max_memory: int | None = None,
 ) -> RecipeComparison:
     """Evaluate every network on every sample of `part`; labels beyond the model's classes are refused."""
     classes = next((one.num_outputs for one in networks.values() if isinstance(one, SpikingModel)), None)
@@ -294,6 +297,7 @@ def evaluate_each_on(
     for network in networks.values():
         if isinstance(network, SpikingModel):
             work = len(part.samples) * network.neurons_per_sample * max(steps)
+            network.max_memory = max_memory
             network.kernel = choose("auto", work, network.device)
     return evaluate_each(
         networks, batches, steps=steps, mode=mode, prices=prices, on_failed=on_failed, progress=progress

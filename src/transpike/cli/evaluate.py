@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .._evaluate import Evaluation
     from ..energy import PriceTable
     from ..group import Group
-    from ..pipeline import Ready
+    from ..pipeline import DataChoice, ModelChoice, Ready
+    from ..recipes import Recipe
 
 
 # What decides how a model becomes spiking: without effect on a network that already is.
@@ -64,6 +65,7 @@ def evaluate(
     batch_dim: options.BatchDim = 0,
     mode: Annotated[str, typer.Option(help="auto, folded or streaming.")] = "auto",
     kernel: Annotated[str, typer.Option(help="How neurons run: auto, compiled or eager.")] = "auto",
+    max_memory: options.MaxMemory = None,
     labels: options.Labels = "auto",
     split: options.Split = "test",
     input_size: options.InputSize = None,
@@ -95,7 +97,7 @@ def evaluate(
     options.check_file("--journal", journal)
     from ..energy import load_prices
 
-    table = None if prices is None else load_prices(prices)
+    table, budget = None if prices is None else load_prices(prices), options.memory(max_memory)
     failures, started, group = Failures(), time.perf_counter(), join()
     _check_early(early_exit, journal, group)
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
@@ -112,19 +114,15 @@ def evaluate(
             analog=tuple(analog or ()), allow_unknown=allow_unknown,
         )  # fmt: skip
         choice = pipeline.ModelChoice(target, checkpoint, pretrained, options.key_values(option))
-        module = choice.load()
-        if choice.random_weights:
-            remark(f"{target} has random weights; pass --pretrained or --checkpoint for trained ones")
-        with progress("calibrating", samples) as advance:
-            ready = pipeline.ready_fresh(
-                module, choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size,
-                batch_dim=batch_dim, on_failure=failures, progress=advance, tuned=options.tuned_on([recipe]),
-                group=group,
-            )  # fmt: skip
+        ready = _fresh(
+            choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size, batch_dim=batch_dim,
+            on_failure=failures, tuned=options.tuned_on([recipe]), group=group,
+        )  # fmt: skip
     if ready.remark:
         remark(ready.remark)
     converted = time.perf_counter()
     steps = ready.network.recipe.steps if steps is None else steps
+    ready.network.max_memory = budget
     book = None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, failures)
     with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
@@ -134,6 +132,7 @@ def evaluate(
             batch_size=batch_size,
             mode=mode,
             kernel=kernel,
+            max_memory=budget,
             on_failure=failures,
             progress=advance,
             journal=journal,
@@ -146,6 +145,18 @@ def evaluate(
         _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table, exits)
     if exits is not None and early_exit is not None and mode == "streaming" and not ready.network.unfoldable:
         _stop(ready, exits, early_exit, batch_size)
+
+
+def _fresh(
+    choice: ModelChoice, recipe: Recipe, asked: DataChoice, other: DataChoice | None, *, count: int, **how: Any
+) -> Ready:
+    from .. import pipeline
+
+    module = choice.load()
+    if choice.random_weights:
+        remark(f"{choice.spec} has random weights; pass --pretrained or --checkpoint for trained ones")
+    with progress("calibrating", count) as advance:
+        return pipeline.ready_fresh(module, choice, recipe, asked, other, count=count, progress=advance, **how)
 
 
 def _exits(ready: Ready, share: float, steps: int, batch_size: int, mode: str, failures: Failures) -> ExitBook:
