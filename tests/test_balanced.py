@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import transpike
 from transpike import _sensitivity
 from transpike._allocate import candidates
+from transpike._grain import Grain, dimensions, octaves
+from transpike._sensitivity import Sensitivity
 from transpike.errors import CalibrationError, ConfigError
-from transpike.neurons import Differential
-from transpike.observers import Balanced, Histogram
+from transpike.neurons import Differential, trajectory
+from transpike.observers import Balanced, Grouped
 from transpike.recipes import RECIPES, Recipe, balanced, cascade
+from transpike.types import Threshold
 
 
 def digits(count: int, *, first: int = 0) -> list[torch.Tensor]:
@@ -48,11 +53,14 @@ def test_information_is_the_diagonal_of_the_fisher_matrix(monkeypatch: pytest.Mo
     snn = transpike.convert(net, [inputs], "cascade")
     (site,) = snn.plan.sites
     readers = {site.name: (snn.plan.layers[-1].node,)}
-    found = _sensitivity.fisher_information(snn.program.module, readers, [((inputs,), 6)])[site.name]
+    batches = [((inputs,), 6)]
+    found = _sensitivity.fisher_information(snn.program.module, readers, {site.name: 0}, batches)[site.name]
     p = net(inputs).softmax(-1)
     fisher = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
-    exact = torch.einsum("ki,bkl,li->", last.weight, fisher, last.weight).item()
-    assert found.information == pytest.approx(exact, rel=0.05)
+    exact = torch.einsum("ki,bkl,li->i", last.weight, fisher, last.weight).detach().double()
+    assert found.information == pytest.approx(exact.sum().item(), rel=0.05)
+    assert torch.allclose(found.marginals[1], exact, rtol=0.15)
+    assert found.marginals[0].item() == pytest.approx(found.information)
     assert (found.neurons, found.operations) == (7, 28)
 
 
@@ -102,16 +110,84 @@ def test_levels_travel_with_the_recipe(model: torch.nn.Module, tmp_path) -> None
 
 
 def test_candidates_run_from_silence_to_fine() -> None:
-    histogram = Histogram()
-    histogram.update(torch.randn(5000, generator=torch.Generator().manual_seed(0)))
-    found = candidates(Differential(8, 0.75, 6), histogram, RECIPES["balanced"]())
+    values = torch.randn(1, 5000, generator=torch.Generator().manual_seed(0))
+    grain = Grain(torch.zeros(1, 1, dtype=torch.int64), Grouped(torch.zeros(1, 1)), torch.ones(1))
+    grain.seen.update(values)
+    found = candidates(Differential(8, 0.75, 6), float(values.abs().max()), grain, RECIPES["balanced"]())
     assert found.spikes[0] == 0
     assert found.error[0] == pytest.approx(1.0, rel=0.1)
     assert found.error[-1] < 1e-6
     assert (found.error[::4].diff() <= 0).all() and (found.spikes[::4].diff() >= 0).all()
     for threshold, levels in zip(found.thresholds, found.levels, strict=True):
         assert threshold.positive == threshold.negative
-        assert levels == 24 or threshold.positive * 1.5 >= histogram.peak or levels == 1
+        assert levels == 24 or threshold.positive * 1.5 >= values.abs().max() or levels == 1
+
+
+def test_groups_meet_what_their_own_thresholds_would() -> None:
+    """Twin: every neuron run at its own threshold, weighted by its own share of the information."""
+    torch.manual_seed(0)
+    values, raised = torch.randn(40, 6), torch.tensor([[0, 2, 1, 0, 3, 1]])
+    share = torch.rand(1, 6, dtype=torch.float64)
+    share /= share.sum()
+    seen = Grouped(raised)
+    seen.update(values)
+    by_octave = torch.zeros(4, dtype=torch.float64).index_add_(0, raised.flatten(), share.flatten())
+    recipe = balanced()
+    neuron = Differential(8, 0.75, 6)
+    found = candidates(neuron, float(values.abs().max()), Grain(raised, seen, by_octave), recipe)
+    per_group = torch.tensor([(raised == k).sum() for k in range(4)])
+    for j in (0, 20, 40):
+        theta = found.thresholds[j].positive * 2.0**raised
+        own = [trajectory(replace(neuron, levels=found.levels[j]), values[None, :, e], Threshold(t, t), masks=True)
+               for e, t in enumerate(theta.flatten().tolist())]  # fmt: skip
+        weight = (by_octave / per_group)[raised.flatten()]
+        error = sum(float((own[e][0][0] - values[:, e]).square().mean() * weight[e]) for e in range(6))
+        assert float(found.error[j]) == pytest.approx(error, rel=0.15, abs=1e-9)
+        assert float(found.spikes[j]) == pytest.approx(sum(float(o[1].double().mean()) for o in own) / 6, rel=0.05)
+
+
+def test_octaves_make_the_noise_of_every_neuron_cost_the_same() -> None:
+    rows, columns = torch.tensor([1.0, 4.0, 64.0]).double(), torch.tensor([1.0, 16.0]).double()
+    information = rows[:, None] * columns
+    found = Sensitivity(
+        float(information.sum()), 6, 6, (information.sum().reshape(1), information.sum(1), information.sum(0))
+    )
+    raised, share = octaves(found, (1, 2))
+    assert torch.allclose(share[0], information / information.sum())
+    cost = information * 4.0 ** raised[0]
+    assert float(cost.max() / cost.min()) <= 16  # each is rounded by half an octave at most
+    assert raised.min() == 0
+    alike, _ = octaves(found, ())
+    assert not alike.any()
+
+
+def test_what_is_read_nowhere_is_silent(model: torch.nn.Module) -> None:
+    class First(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.two(self.one(x).relu())[:, 0].relu())
+
+    torch.manual_seed(0)
+    snn = transpike.convert(First().eval(), [torch.randn(32, 5, 4)], "balanced")
+    site = next(site for site in snn.plan.sites if site.name.startswith("two"))
+    scale = snn.calibration.frames[site.name].scale
+    assert scale.shape == (1, 5, 8) and scale[0, 1:].min() > 64 * scale[0, 0].max()
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "head", "channel", "neuron"])
+def test_finer_thresholds_save_operations(model: torch.nn.Module, granularity: str) -> None:
+    snn = transpike.convert(model, digits(128), balanced(granularity=granularity))
+    shapes = {name: frame.scale.shape for name, frame in snn.calibration.frames.items()}
+    for site in snn.plan.sites:
+        along = dimensions(site, granularity)
+        if site.name in shapes:
+            scale = snn.calibration.frames[site.name].scale
+            others = [axis for axis in range(scale.dim()) if axis not in along]
+            assert all(torch.equal(scale.amax(axis), scale.amin(axis)) for axis in others)
+    assert bool(shapes) == (granularity != "tensor")
 
 
 def test_a_model_without_scores_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Histograms, Sensitivity -> thresholds by running the neuron on what its site saw: alone, or all sites together."""
+"""Histograms, Grain, Sensitivity -> thresholds, by running the neuron on what its site saw: alone or all together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ._grain import Grain
 from ._sensitivity import Sensitivity
 from .energy import load_prices
 from .neurons import Neuron, trajectory
@@ -30,26 +31,40 @@ class Candidates:
     spikes: torch.Tensor
 
 
-def candidates(neuron: Neuron, histogram: Histogram, recipe: Recipe) -> Candidates:
-    """What the neuron would do to a site's activations, held constant for `recipe.steps` steps, for a range of smallest
-    levels.
+def candidates(neuron: Neuron, peak: float, grain: Grain, recipe: Recipe) -> Candidates:
+    """What a site's neurons would do to its activations, held constant for `recipe.steps` steps, for a range of
+    smallest levels.
 
-    The smallest level is peak 2^(-j/4), and there are as many levels as reach the peak.
+    The smallest level of the finest neurons is peak 2^(-j/4), that of a neuron `octaves` above them so many times
+    larger, and there are as many levels as reach the peak. Errors count by the neurons' share of the information.
     """
-    values, weights = histogram.magnitudes()
-    peak = histogram.peak
+    values, weights = grain.seen.magnitudes()
+    weigh = grain.share / weights.sum(1).clamp(min=1e-300)
     means = values.expand(recipe.steps, -1)
-    thresholds, levels, error, spikes = [], [], [], []
-    for j in range(-2 * FINENESS, OCTAVES * FINENESS + 1):
+    thresholds, levels, errors, spikes = [], [], [], []
+    coarsest = (len(weights) + 1) * FINENESS
+    for j in range(-coarsest, OCTAVES * FINENESS + 1):
         smallest = round_up(peak * 2.0 ** (-j / FINENESS), recipe.threshold_bits)
         count = min(max(1 + math.ceil(math.log2(peak / smallest)), 1), MAX_LEVELS)
         threshold = Threshold(smallest * 2.0 ** (count - 1), smallest * 2.0 ** (count - 1))
         out, fired, _ = trajectory(replace(neuron, levels=count), means, threshold, masks=True)  # type: ignore[type-var]
         thresholds.append(threshold)
         levels.append(count)
-        error.append(((out[-1] - values).square() * weights).sum())
-        spikes.append((fired.sum(0) * weights).sum())  # type: ignore[union-attr]
-    return Candidates(tuple(thresholds), tuple(levels), torch.stack(error), torch.stack(spikes))
+        errors.append((out[-1] - values).square())
+        spikes.append(fired.sum(0))  # type: ignore[union-attr]
+    first = coarsest - 2 * FINENESS
+    error, fired = (_over_groups(torch.stack(each), weights, first) for each in (errors, spikes))
+    return Candidates(tuple(thresholds[first:]), tuple(levels[first:]), error @ weigh, fired.sum(1))
+
+
+def _over_groups(by_threshold: torch.Tensor, weights: torch.Tensor, first: int) -> torch.Tensor:
+    """[candidates, groups]: group g meets what every neuron would at a smallest level g octaves up the list."""
+    count = len(by_threshold) - first
+    columns = [
+        by_threshold[first - FINENESS * g : first - FINENESS * g + count].double() @ weights[g]
+        for g in range(len(weights))
+    ]
+    return torch.stack(columns, 1)
 
 
 def least_error(neuron: Neuron, histogram: Histogram, recipe: Recipe) -> Threshold:

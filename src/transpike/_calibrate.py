@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,10 +12,12 @@ import torch.fx
 from . import ops
 from ._allocate import allocate, candidates, least_error
 from ._capture import Captured
+from ._grain import Grain, frame_of, grains
 from ._plan import Plan
 from ._sensitivity import Sensitivity, fisher_information
 from .errors import CalibrationError, ConfigError
 from .group import ALONE, Group
+from .neurons import Frame
 from .observers import Balanced, Histogram, MinimumError
 from .recipes import Recipe, round_up
 from .types import Site, Threshold
@@ -28,11 +30,12 @@ Seen = tuple[tuple[torch.Tensor, ...], int]  # a batch's inputs, and how many sa
 @dataclass(frozen=True)
 class Calibration:
     """Thresholds by site name, and how many samples they come from (0: they were given); levels by site name where the
-    rule decides them, too."""
+    rule decides them, too; frames by site name, where neurons of a site differ."""
 
     thresholds: Mapping[str, Threshold]
     samples: int
     levels: Mapping[str, int] = field(default_factory=dict)
+    frames: Mapping[str, Frame] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {"samples": self.samples, "thresholds": {name: t.to_json() for name, t in self.thresholds.items()}}
@@ -76,21 +79,22 @@ def calibrate(
     """
     choices = {site.name: recipe.choice(site) for site in plan.sites}
     names = [name for name, choice in choices.items() if choice.threshold is None]
-    readers = readers_of(plan) if balances(plan, recipe) else None
     seen = observe(
-        captured, marked, names, batches, max_samples=max_samples, readers=readers, progress=progress, group=group
-    )
+        captured, marked, plan, names, batches, max_samples=max_samples, granularities=granularities(plan, recipe),
+        progress=progress, group=group,
+    )  # fmt: skip
     return measured(plan, recipe, seen)
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What every site saw of `samples` samples, and how sensitive the prediction is to it (where that was asked for):
-    enough for the thresholds of any recipe with the same sites."""
+    """What every site saw of `samples` samples, and, where that was asked for, how sensitive the prediction is to it and
+    what groups of its neurons saw, by (granularity, site): enough for recipes with these sites."""
 
     histograms: Mapping[str, Histogram]
     samples: int
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
+    grains: Mapping[tuple[str, str], Grain] = field(default_factory=dict)
 
 
 def readers_of(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -99,36 +103,41 @@ def readers_of(plan: Plan) -> dict[str, tuple[str, ...]]:
     return {site.name: tuple(dict.fromkeys(nodes[layer] for layer, _ in site.reads)) for site in plan.sites}
 
 
-def balances(plan: Plan, recipe: Recipe) -> bool:
-    """Whether some site's rule decides for all sites together."""
-    return any(_together(recipe.choice(site)) for site in plan.sites)
+def granularities(plan: Plan, *recipes: Recipe) -> frozenset[str]:
+    """The granularities of rules that decide for all sites together; none where every site's decides alone."""
+    choices = (recipe.choice(site) for recipe in recipes for site in plan.sites)
+    return frozenset(choice.range.granularity for choice in choices if _together(choice))  # type: ignore[union-attr]
 
 
 def observe(
     captured: Captured,
     marked: torch.fx.GraphModule,
+    plan: Plan,
     names: Iterable[str],
     batches: Iterable[Any],
     *,
     max_samples: int | None = 512,
-    readers: Mapping[str, tuple[str, ...]] | None = None,
+    granularities: Collection[str] = (),
     progress: Progress | None = None,
     group: Group = ALONE,
 ) -> Observed:
-    """Watch the sites `names` on `batches`; with `readers` (of `readers_of`) also measure the prediction's sensitivity,
-    in a second pass on the same samples. Other arguments and errors as for `calibrate`."""
+    """Watch the sites `names` on `batches`; with `granularities` (of the function of that name) also measure the
+    prediction's sensitivity and what groups of neurons see, in two more passes over the same samples, which are kept.
+    Other arguments and errors as for `calibrate`."""
     if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
         raise ConfigError(f"max_samples must be None or a whole number of at least 1, not {max_samples!r}")
     histograms = {name: Histogram() for name in names}
-    kept: list[Seen] | None = None if readers is None else []
+    kept: list[Seen] | None = [] if granularities else None
     with group.telling():
         samples = _observe(captured, Observing(marked, histograms), batches, max_samples, progress, group, kept)
         _merge(histograms, marked, samples, group)
     if samples == 0:
         raise CalibrationError("calibration got no samples; pass at least one batch of model inputs")
-    if readers is None or kept is None:
+    if kept is None:
         return Observed(histograms, samples)
-    return Observed(histograms, samples, fisher_information(marked, readers, kept))
+    axes = {site.name: site.batch_axis for site in plan.sites}
+    heard = fisher_information(marked, readers_of(plan), axes, kept)
+    return Observed(histograms, samples, heard, grains(marked, plan.sites, heard, granularities, kept))
 
 
 def measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
@@ -146,23 +155,31 @@ def measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
     together = [site for site in plan.sites if _together(choices[site.name])]
     if not together:
         return Calibration(thresholds, seen.samples)
-    found, levels = _balanced(recipe, together, seen)
-    return Calibration(thresholds | found, seen.samples, levels)
+    found = _balanced(recipe, together, seen)
+    return replace(found, thresholds=thresholds | found.thresholds)
 
 
 def _together(choice: Any) -> bool:
     return choice.threshold is None and isinstance(choice.range, Balanced)
 
 
-def _balanced(recipe: Recipe, sites: list[Site], seen: Observed) -> tuple[dict[str, Threshold], dict[str, int]]:
-    """Thresholds and levels of sites whose rule is `Balanced`. One on which no prediction depends keeps its range."""
+def _balanced(recipe: Recipe, sites: list[Site], seen: Observed) -> Calibration:
+    """Thresholds, levels and frames of sites whose rule is `Balanced`. One on which no prediction depends keeps its
+    range."""
     heard = [s for s in sites if seen.sensitivities[s.name].information > 0 and seen.histograms[s.name].peak > 0]
     if not heard:
         raise CalibrationError("the prediction depends on no site, so thresholds cannot be balanced; use another rule")
-    options = {s.name: candidates(recipe.neuron_for(s), seen.histograms[s.name], recipe) for s in heard}
+    grains = {s.name: seen.grains[recipe.choice(s).range.granularity, s.name] for s in heard}  # type: ignore[union-attr]
+    options = {
+        s.name: candidates(recipe.neuron_for(s), seen.histograms[s.name].peak, grains[s.name], recipe) for s in heard
+    }
     picks = allocate(recipe.range, options, seen.sensitivities, seen.samples)  # type: ignore[arg-type]
-    thresholds = {name: options[name].thresholds[j] for name, j in picks.items()}
-    return thresholds, {name: options[name].levels[j] for name, j in picks.items()}
+    return Calibration(
+        {name: options[name].thresholds[j] for name, j in picks.items()},
+        seen.samples,
+        {name: options[name].levels[j] for name, j in picks.items()},
+        {name: frame for name, grain in grains.items() if (frame := frame_of(grain)) is not None},
+    )
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ._calibrate import Observed, balances, batch_size, measured, observe, readers_of
+from ._calibrate import Observed, batch_size, granularities, measured, observe
 from ._capture import Captured, capture
 from ._convert import Sited, check_inputs, peek, place_sites
 from ._evaluate import Evaluation, LabelledBatch
@@ -143,8 +143,8 @@ def convert_each(
             if recipe.policy not in watched:
                 sited = place_sites(model, captured, recipe, example)
                 before = sum(seen.samples for _, seen in watched.values())
-                sensitive = any(balances(sited.plan, other) for other in wanted.values())
-                seen = _watch(sited, calibration, max_samples, before, progress, sensitive)
+                grains = granularities(sited.plan, *wanted.values())
+                seen = _watch(sited, calibration, max_samples, before, progress, grains)
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
             networks[label] = sited.network(recipe, measured(sited.plan, recipe, seen))
@@ -162,15 +162,17 @@ def _watch(
     most: int | None,
     before: int,
     progress: Progress | None,
-    sensitive: bool,
+    grains: Collection[str],
 ) -> Observed:
     def tell(done: int) -> None:
         if progress is not None:
             progress(before + done)
 
     names = [site.name for site in sited.plan.sites]
-    readers = readers_of(sited.plan) if sensitive else None
-    return observe(sited.captured, sited.graph, names, calibration, max_samples=most, readers=readers, progress=tell)
+    return observe(
+        sited.captured, sited.graph, sited.plan, names, calibration, max_samples=most, granularities=grains,
+        progress=tell,
+    )  # fmt: skip
 
 
 def _until(captured: Captured, batches: Iterable[Any], most: int | None) -> Iterable[Any]:

@@ -17,7 +17,7 @@ from .energy import load_prices
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
 from .measure.fidelity import LayerView, SiteReport, SiteSums
-from .neurons import Neuron, advance, spikes_in
+from .neurons import Neuron, advance, own_units, plain, spikes_in
 from .types import Threshold
 
 
@@ -53,7 +53,7 @@ def _watch(model: SpikingModel, leaves: tuple[torch.Tensor, ...], sums: Mapping[
     crossing = run_prefix(model.program, leaves)
     tally = Tally(steps, samples=model.samples_in(leaves))
     counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms)
-    largest = {name: largest_levels(model.neurons[name], model.thresholds[name]) for name in sums}
+    largest = {name: largest_levels(plain(model.neurons[name]), model.thresholds[name]) for name in sums}
     state: dict[str, torch.Tensor] = {}
 
     def source(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ def _watch(model: SpikingModel, leaves: tuple[torch.Tensor, ...], sums: Mapping[
         site, t = str(marker.args[1]), counter.step
         after, out, trains = advance(model.neurons[site], state.get(site), t + 1, value, model.thresholds[site])
         state[site] = after
-        sums[site].step(t, value, out, _is_any(trains, largest[site]))
+        sums[site].step(t, value, out, _is_any(own_units(model.neurons[site], trains), largest[site]))
         _require_finite(site, float(sums[site].drive[t]))
         fired = spikes_in(trains)
         neurons = _any_sample(fired != 0, marker.meta.get("batch_axis"), tally.samples)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import torch
 
+from .codecs.frame_file import frames_digest
 from .errors import ConfigError
 from .zoo import weights_digest
 
@@ -91,6 +92,7 @@ def identity(model: SpikingModel, steps: int, mode: str) -> dict[str, Any]:
         "graph": _sha256(str(model.program.module.graph).encode()),
         "recipe": model.recipe.to_json(),
         "thresholds": {name: threshold.to_json() for name, threshold in model.thresholds.items()},
+        "frames": frames_digest(model.calibration.frames),
         "steps": steps,
         "mode": mode,
         "max_memory": model.max_memory,

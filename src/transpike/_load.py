@@ -15,7 +15,8 @@ from ._capture import capture
 from ._mark import insert_sites
 from ._model import SpikingModel
 from ._plan import Plan, plan
-from .codecs.bundle import CONFIG, THRESHOLDS, WEIGHTS, read_config, read_thresholds, site_to_json
+from .codecs.bundle import CONFIG, FRAMES, THRESHOLDS, WEIGHTS, read_config, read_thresholds, site_to_json
+from .codecs.frame_file import read_frames
 from .codecs.signature import call_from_json
 from .errors import ConfigError, ModelError
 from .recipes import Recipe
@@ -40,7 +41,8 @@ def load(path: str | Path, *, model: torch.nn.Module | None = None, download: bo
     decided = plan(captured, recipe.policy, notes=recipe.lines())
     _check_sites(decided, config, directory)
     thresholds = read_thresholds(directory, [site.name for site in decided.sites])
-    calibration = Calibration(thresholds, int(config["calibration"]["samples"]))
+    frames = read_frames(directory / FRAMES, decided.sites) if FRAMES in config["files"] else {}
+    calibration = Calibration(thresholds, int(config["calibration"]["samples"]), frames=frames)
     marked = insert_sites(captured, decided)
     return SpikingModel(module, captured, marked, decided, recipe, calibration, unfoldable=config["unfoldable"])
 
@@ -52,7 +54,7 @@ def _locate(path: str | Path, download: bool) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        patterns = [CONFIG, WEIGHTS, THRESHOLDS]
+        patterns = [CONFIG, WEIGHTS, THRESHOLDS, FRAMES]
         return Path(
             huggingface_hub.snapshot_download(str(path), local_files_only=not download, allow_patterns=patterns)
         )

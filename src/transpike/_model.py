@@ -18,7 +18,7 @@ from ._simulate import Run, simulate
 from .codecs import save
 from .energy import EnergySheet, PaperAccount, PriceTable, energy_sheet, paper_account
 from .measure import Tally
-from .neurons import Neuron
+from .neurons import Neuron, framed, frames_to
 from .recipes import Recipe
 from .types import Layer, Role, Threshold
 
@@ -52,7 +52,13 @@ class SpikingModel:
         self.kernel = "auto"
         self.max_memory: int | None = None
         self.program = cut(marked)
-        self.neurons: Mapping[str, Neuron] = {site.name: recipe.neuron_for(site) for site in plan.sites}
+        self.neurons: Mapping[str, Neuron] = {}
+        self.place_neurons()
+
+    def place_neurons(self) -> None:
+        """Put every site's neuron in its frame, on the model's device."""
+        placed = frames_to(self.calibration.frames, self.device)
+        self.neurons = {s.name: framed(self.recipe.neuron_for(s), placed.get(s.name)) for s in self.plan.sites}
 
     @property
     def thresholds(self) -> Mapping[str, Threshold]:
@@ -75,6 +81,7 @@ class SpikingModel:
         """Move or cast as `torch.nn.Module.to` does; the source module, which shares the weights, goes along."""
         self.program.module.to(*args, **kwargs)
         self.source_module.to(*args, **kwargs)
+        self.place_neurons()
         return self
 
     @property

@@ -22,11 +22,13 @@ class Sensitivity:
     information -- sum over a site's neurons of the expected squared derivative of the log-likelihood: independent noise
     of variance v on every neuron moves the prediction by a KL divergence of v/2 times that. neurons -- of the site.
     operations -- multiply-accumulates of the layers that read it, so operations / neurons is what one spike costs.
+    marginals -- the information by position along every dimension of the site's tensor (of size 1 along the batch).
     """
 
     information: float = 0.0
     neurons: int = 0
     operations: int = 0
+    marginals: tuple[torch.Tensor, ...] = ()
 
 
 class Probing(torch.fx.Interpreter):
@@ -55,11 +57,15 @@ class Probing(torch.fx.Interpreter):
 
 
 def fisher_information(
-    marked: torch.fx.GraphModule, readers: Mapping[str, tuple[str, ...]], batches: Iterable[tuple[tuple, int]]
+    marked: torch.fx.GraphModule,
+    readers: Mapping[str, tuple[str, ...]],
+    batch_axes: Mapping[str, int | None],
+    batches: Iterable[tuple[tuple, int]],
 ) -> dict[str, Sensitivity]:
     """Fisher information of the prediction about every site, unlabelled, in a few backward passes per batch.
 
-    Arguments: readers -- by site, the layers' nodes in the marked graph that read it. batches -- (inputs, samples).
+    Arguments: readers -- by site, the layers' nodes in the marked graph that read it. batch_axes -- by site, where its
+    tensor has the batch. batches -- (inputs, samples).
     The prediction is p = softmax over the last dimension of the (first) output. A probe is z = sqrt(p) r - p <sqrt(p),
     r> with random signs r: its covariance is diag(p) - p p', the Fisher matrix of the logits, so the squared gradient
     of <z, logits> is on average the information. Several predictions of a sample (tokens) count with their mean. The
@@ -68,38 +74,57 @@ def fisher_information(
     """
     found: dict[str, Sensitivity] = {}
     for leaves, samples in batches:
-        for name, (squares, neurons, operations) in _probe(marked, readers, leaves).items():
+        for name, part in _probe(marked, readers, batch_axes, leaves).items():
             entry = found.setdefault(name, Sensitivity())
-            entry.information += squares
-            entry.neurons = neurons // samples
-            entry.operations = operations // samples
+            entry.information += part.information
+            entry.neurons = part.neurons // samples
+            entry.operations = part.operations // samples
+            pairs = zip(entry.marginals or [0.0] * len(part.marginals), part.marginals, strict=True)
+            entry.marginals = tuple(before + more for before, more in pairs)
             if not entry.information < float("inf"):
                 raise CalibrationError(f"the derivative at site {name} is not finite; use another range rule")
     return found
 
 
 def _probe(
-    marked: torch.fx.GraphModule, readers: Mapping[str, tuple[str, ...]], leaves: tuple
-) -> dict[str, tuple[float, int, int]]:
+    marked: torch.fx.GraphModule,
+    readers: Mapping[str, tuple[str, ...]],
+    batch_axes: Mapping[str, int | None],
+    leaves: tuple,
+) -> dict[str, Sensitivity]:
     probing = Probing(marked)
     with torch.enable_grad():
         output = probing.run(*leaves)
         logits = output[0] if isinstance(output, (tuple, list)) else output
         if not (isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.dim() >= 2):
             raise CalibrationError("this range rule needs a model whose first output holds class scores")
-        squares = dict.fromkeys(probing.tensors, 0.0)
+        squares: dict[str, torch.Tensor] = {}
         for probe in _probes(logits.detach()):
             gradients = torch.autograd.grad(
                 logits, list(probing.tensors.values()), probe, retain_graph=True, allow_unused=True
             )
             for name, gradient in zip(probing.tensors, gradients, strict=True):
                 if gradient is not None:
-                    squares[name] += float(gradient.double().square().sum()) / PROBES
+                    squares[name] = squares.get(name, 0.0) + gradient.double().square() / PROBES
     predictions = max(logits[0].numel() // logits.shape[-1], 1)
     return {
-        name: (squares[name] / predictions, value.numel(), sum(probing.operations[node] for node in readers[name]))
+        name: _summed(
+            squares.get(name, torch.zeros_like(value)) / predictions,
+            batch_axes.get(name),
+            sum(probing.operations[node] for node in readers[name]),
+        )
         for name, value in probing.tensors.items()
     }
+
+
+def _summed(squares: torch.Tensor, batch_axis: int | None, operations: int) -> Sensitivity:
+    def along(axis: int) -> torch.Tensor:
+        others = tuple(other for other in range(squares.dim()) if other != axis)
+        whole = squares.sum(others) if others else squares
+        return whole.sum(0, keepdim=True) if axis == batch_axis else whole
+
+    marginals = tuple(along(axis).cpu() for axis in range(squares.dim()))
+    return Sensitivity(float(squares.sum()), squares.numel(), operations, marginals)
 
 
 def _probes(logits: torch.Tensor) -> Iterable[torch.Tensor]:

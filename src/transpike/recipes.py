@@ -295,6 +295,7 @@ def balanced(
     *,
     divergence: float = 0.0005,
     energy: float | None = None,
+    granularity: str = "neuron",
     cutoff: float = 0.75,
     pulses: int = 6,
     steps: int = 1,
@@ -310,7 +311,7 @@ def balanced(
     unsaid what a spike would shrink by less than a factor of 3: 5 % fewer spikes at the same divergence.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    neuron, rule = Differential(8, cutoff, pulses), Balanced(divergence, energy)
+    neuron, rule = Differential(8, cutoff, pulses), Balanced(divergence, energy, granularity)
     return Recipe("balanced", neuron, rule, policy, product_terms=2, steps=steps)
 
 

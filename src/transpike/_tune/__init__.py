@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .._calibrate import balances, observe, readers_of
+from .._calibrate import granularities, observe
 from .._capture import capture
 from .._convert import check_inputs, peek, place_sites
 from ..errors import ConfigError
@@ -96,8 +96,10 @@ def tune(
     space = Space(recipe, units_of(sited.plan.sites, by))
     records = Journal(journal)
     names = [site.name for site in sited.plan.sites]
-    readers = readers_of(sited.plan) if balances(sited.plan, recipe) else None
-    seen = observe(sited.captured, sited.graph, names, ranges, max_samples=None, readers=readers)
+    seen = observe(
+        sited.captured, sited.graph, sited.plan, names, ranges, max_samples=None,
+        granularities=granularities(sited.plan, recipe),
+    )  # fmt: skip
     judge = Judge(sited, seen, judging, recipe, records)
     search = Search(space, judge, target, asked, settings, progress)
     with contextlib.suppress(Spent):

@@ -3,6 +3,7 @@
     config.json             what it is: source architecture, recipe, signature, sites; checksums of the other files
     model.safetensors       the source model's weights
     thresholds.safetensors  one float64 pair (positive, negative) per site
+    frames.safetensors      only where the neurons of a site differ: tensors of `neurons.Frame`
 
 No calibration data, no pickle. Loading builds the source architecture again, loads the weights, captures and plans it
 anew, and checks that the sites are the ones that were saved.
@@ -28,14 +29,16 @@ from ..files import put_json, write_together
 from ..types import Site, Threshold
 from ..zoo import describe
 from ..zoo.source import reason
+from .frame_file import frame_tensors
 from .signature import call_to_json
 
 if TYPE_CHECKING:
     from .._model import SpikingModel
 
 FORMAT = "transpike-snn"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of networks with frames; without them 1, which older versions read
 CONFIG, WEIGHTS, THRESHOLDS = "config.json", "model.safetensors", "thresholds.safetensors"
+FRAMES = "frames.safetensors"
 TYPES: dict[str, tuple[type, ...]] = {  # what loading reads
     "source": (dict,),
     "recipe": (dict,),
@@ -62,6 +65,8 @@ def save(model: SpikingModel, directory: Path, *, extra: Mapping[str, Any] | Non
     config = _config(model, extra)
     pairs = {name: torch.tensor(t.to_json(), dtype=torch.float64) for name, t in model.thresholds.items()}
     tensors = {WEIGHTS: _unique(model.source_module.state_dict()), THRESHOLDS: pairs}
+    if model.calibration.frames:
+        tensors[FRAMES] = frame_tensors(model.calibration.frames)
 
     def put_tensors(path: Path, name: str) -> None:
         _save_tensors(tensors[name], path, called=directory / name)
@@ -108,7 +113,7 @@ def _config(model: SpikingModel, extra: Mapping[str, Any] | None) -> dict[str, A
     captured = model.captured
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if model.calibration.frames else 1,
         "transpike_version": __version__,
         "torch_version": str(torch.__version__),
         "source": describe(model.source_module).to_json(),
@@ -145,16 +150,16 @@ def read_config(directory: Path) -> dict[str, Any]:
     config = _parsed(directory)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ConfigError(f"{directory} is not a saved spiking network (format {FORMAT}); convert the model first")
-    if config.get("format_version") != FORMAT_VERSION:
+    if config.get("format_version") not in range(1, FORMAT_VERSION + 1):
         raise ConfigError(
             f"{directory} has format version {config.get('format_version')!r:.40}, this transpike reads "
-            f"{FORMAT_VERSION}; update transpike"
+            f"1 to {FORMAT_VERSION}; update transpike"
         )
     if missing := sorted(TYPES.keys() - config.keys()):
         raise ConfigError(f"{directory / CONFIG} lacks {', '.join(missing)}; save the network again")
     if wrong := _wrong(config):
         raise ConfigError(f"{directory / CONFIG} is damaged: {wrong}; save the network again")
-    for name in (WEIGHTS, THRESHOLDS):
+    for name in (WEIGHTS, THRESHOLDS, *([FRAMES] if FRAMES in config["files"] else [])):
         _check_tensors(directory, name, config["files"].get(name))
     return config
 

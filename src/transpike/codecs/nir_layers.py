@@ -8,6 +8,7 @@ import torch
 import torch.fx
 
 from ..errors import ModelError
+from ..neurons import plain
 from ..types import Layer
 from .layers import WeightLayer, bound, weight_layer
 from .nir_draft import Draft, Signal
@@ -32,6 +33,10 @@ def write_neuron(
     """Add the sub-graph of a site, which takes in a ReLU before it, and note its name in `sites`."""
     name = str(marker.args[1])
     neuron, threshold = model.neurons[name], model.thresholds[name]
+    if plain(neuron) is not neuron:
+        raise ModelError(
+            f"site {name} has thresholds by neuron, which this export cannot write; convert with another recipe"
+        )
     relu = bool(signal.relu)
     made = neuron_graph(neuron, threshold, signal.shape, draft.dtype, site=name, behind_relu=relu)
     node = draft.add(name, made, signal.shape, *signal.sources)

@@ -11,7 +11,7 @@ import torch
 import torch.fx
 
 from .. import ops
-from .._calibrate import Calibration, calibrate
+from .._calibrate import calibrate
 from .._capture import module_path
 from .._execute import cut
 from ..ops.shape import KEEPS_ALL
@@ -55,8 +55,8 @@ def relu_neurons(model: SpikingModel, batches: Iterable[Any], *, max_samples: in
         thresholds |= found.thresholds
     changed.program = cut(module)
     changed.plan = replace(model.plan, sites=(*model.plan.sites, *added))
-    changed.calibration = Calibration(thresholds, model.calibration.samples)
-    changed.neurons = {site.name: model.recipe.neuron_for(site) for site in changed.plan.sites}
+    changed.calibration = replace(model.calibration, thresholds=thresholds)
+    changed.place_neurons()
     return changed
 
 

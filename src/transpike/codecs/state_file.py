@@ -17,6 +17,7 @@ from ..errors import ConfigError, DataError
 from ..files import write_atomically
 from ..zoo.source import reason
 from .bundle import site_to_json
+from .frame_file import frames_digest
 
 if TYPE_CHECKING:
     from .._model import SpikingModel
@@ -94,6 +95,7 @@ def network_of(model: SpikingModel) -> dict[str, str]:
         "recipe": _sha256(model.recipe.to_json()),
         "sites": _sha256([site_to_json(site) for site in model.plan.sites]),
         "thresholds": _sha256({name: threshold.to_json() for name, threshold in model.thresholds.items()}),
+        "frames": frames_digest(model.calibration.frames),
         "operators": _sha256([[node.name, str(node.target)] for node in model.program.body]),
         "weights": checksum(sorted(weights.items())),
     }

@@ -18,6 +18,9 @@ from .._capture import module_path
 from .._place import op_name
 from ..errors import ConfigError
 from ..files import put_json, write_together
+from ..neurons import plain
+from .bundle import FRAMES
+from .frame_file import frame_tensors
 from .layers import WeightLayer, literals, treatments, weight_layers
 
 if TYPE_CHECKING:
@@ -34,7 +37,8 @@ def write_weights(
 
     Arguments: scaled -- also write, for each spiking layer, one copy of the weights per channel of the neuron it reads,
     multiplied by what a spike of that channel is worth (parallel parameter normalisation): then a layer only selects
-    and adds. fold_batch_norm -- write batch normalisation into the weights of the layer that it alone reads.
+    and adds. Where thresholds of a site's neurons differ, their scales are a file of their own.
+    fold_batch_norm -- write batch normalisation into the weights of the layer that it alone reads.
     All files are written whole before the first is put in place; the manifest holds the checksums of the others. Memory
     beside the model: one layer with its copies. Raises ConfigError when the folder cannot be written.
     """
@@ -55,12 +59,16 @@ def write_weights(
         **_preamble(model),
         "scaled": scaled,
         "fold_batch_norm": fold_batch_norm,
+        "frames": FRAMES if model.calibration.frames else None,
         "sites": [_site(model, name) for name in model.neurons],
         "layers": entries,
         "graph": _graph(model, layers, without),
     }
     names = {f"layer_{number:04d}.safetensors": layer for number, layer in enumerate(layers)}
     writers = {folder / name: partial(put_layer, layer=layer, name=name) for name, layer in names.items()}
+    if model.calibration.frames:
+        frames = frame_tensors(model.calibration.frames)
+        writers[folder / FRAMES] = lambda path: _save(frames, path)
     put_manifest = partial(put_json, data=manifest, called=folder / MANIFEST)  # last: then `entries` is full
     write_together({**writers, folder / MANIFEST: put_manifest})
     return folder
@@ -109,7 +117,7 @@ def _site(model: SpikingModel, name: str) -> dict[str, Any]:
         "kind": str(site.kind),
         "shape": list(site.shape),
         "batch_axis": site.batch_axis,
-        "neuron": {"type": neuron.name, "code": neuron.code, **asdict(neuron)},  # type: ignore[call-overload]
+        "neuron": {"type": neuron.name, "code": neuron.code, **asdict(plain(neuron))},  # type: ignore[call-overload]
         "thresholds": threshold.to_json(),
         "amplitudes": list(neuron.amplitudes(threshold)),
         "read_by": [reader for reader, _ in site.reads],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..measure import Tally
+from ..neurons import plain
 from .breakeven import BreakEven, break_even
 from .information import bits
 from .kinds import Counts, added
@@ -150,7 +151,8 @@ def energy_sheet(model: SpikingModel, tally: Tally, prices: PriceTable | None = 
     paper = paper_account(tally, model.plan, prices)
     said = {
         name: np.array(
-            [bits(neuron.amplitudes(model.thresholds[name]), t + 1, neuron.pulses) for t in range(tally.steps)], float
+            [bits(plain(neuron).amplitudes(model.thresholds[name]), t + 1, neuron.pulses) for t in range(tally.steps)],
+            float,
         )
         for name, neuron in model.neurons.items()
     }

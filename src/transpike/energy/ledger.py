@@ -28,6 +28,7 @@ import torch.fx
 from .._plan import Operator
 from ..errors import ConfigError
 from ..measure import Tally
+from ..neurons import plain
 from ..ops.multiply import ELEMENTWISE
 from ..types import Layer, Role
 from .costs import COSTS
@@ -93,7 +94,7 @@ def ledger(model: SpikingModel, tally: Tally, *, synapses_per_weight_read: float
             uncounted.append(item)
         entries.append(_entry(item, node, book))
     for site in model.plan.sites:
-        levels = len(model.neurons[site.name].amplitudes(model.thresholds[site.name]))
+        levels = len(plain(model.neurons[site.name]).amplitudes(model.thresholds[site.name]))
         module = site.name.rpartition(":")[0]
         entries.append(
             Entry(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from .differential import Differential
 from .few_spikes import FewSpikes
+from .frame import Frame, Framed, framed, frames_to, own_units, plain
 from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
 from .published import PublishedMultiThreshold
@@ -30,6 +31,8 @@ __all__ = [
     "NEURONS",
     "Differential",
     "FewSpikes",
+    "Frame",
+    "Framed",
     "MultiThreshold",
     "Neuron",
     "PublishedMultiThreshold",
@@ -37,6 +40,10 @@ __all__ = [
     "choose",
     "compiled_trajectory",
     "fits",
+    "framed",
+    "frames_to",
+    "own_units",
+    "plain",
     "spikes_in",
     "trajectory",
 ]

@@ -63,6 +63,10 @@ def compiled_trajectory(
     neuron: Neuron, mean_in: torch.Tensor, threshold: Threshold, *, masks: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """`neurons.trajectory`, compiled: the same arguments, results and rounding."""
+    frame = getattr(neuron, "frame", None)
+    if frame is not None:
+        out, fired, spoken = compiled_trajectory(neuron.neuron, frame.enter(mean_in), threshold, masks=masks)  # type: ignore[attr-defined]
+        return frame.leave(out), fired, spoken
     steps, shape = mean_in.shape[0], mean_in.shape
     flat = mean_in.reshape(steps, -1)
     dtype = state_dtype(mean_in.dtype)

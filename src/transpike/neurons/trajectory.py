@@ -79,6 +79,10 @@ def trajectory(
     what a compensated product multiplies with).
     Invariant: equals calling `advance` T times on whole tensors, bit for bit.
     """
+    frame = getattr(neuron, "frame", None)
+    if frame is not None:
+        out, fired, spoken = trajectory(neuron.neuron, frame.enter(mean_in), threshold, masks=masks)  # type: ignore[attr-defined]
+        return frame.leave(out), fired, spoken
     steps, shape = mean_in.shape[0], mean_in.shape
     flat = mean_in.reshape(steps, -1)
     out = torch.empty(flat.shape, dtype=state_dtype(mean_in.dtype), device=mean_in.device)

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from ..types import Threshold
 from .balanced import Balanced
+from .grouped import Grouped
 from .histogram import Histogram
 from .maximum import Maximum
 from .minimum_error import MinimumError
@@ -30,4 +31,4 @@ RANGE_RULES: dict[str, type[RangeRule]] = {
     "mse": MinimumError,
 }
 
-__all__ = ["RANGE_RULES", "Balanced", "Histogram", "Maximum", "MinimumError", "Percentile", "RangeRule"]
+__all__ = ["RANGE_RULES", "Balanced", "Grouped", "Histogram", "Maximum", "MinimumError", "Percentile", "RangeRule"]

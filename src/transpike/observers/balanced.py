@@ -9,6 +9,8 @@ from ..errors import ConfigError
 from ..types import Threshold
 from .histogram import Histogram
 
+GRANULARITIES = ("tensor", "head", "channel", "neuron")
+
 
 @dataclass(frozen=True)
 class Balanced:
@@ -21,6 +23,9 @@ class Balanced:
     so that the first sum, the expected KL divergence from the source's prediction in nats, is `divergence`; or, where
     `energy` is given, so that the second costs that share of the source (the paper's account, 0.9 to 4.6 pJ, without
     the products of two spiking signals). Each site also gets as many levels as its range needs.
+    granularity -- "neuron": a site's thresholds also differ, by powers of two, between its channels, heads and
+    positions, by what each has of the information, so that noise of every neuron costs the same; "channel" and "head":
+    between those only; "tensor": one threshold for all neurons of a site.
     Both are estimates of first order: noise is small and independent.
     Source: ours; reverse water-filling of rate-distortion theory with spikes for rate.
     """
@@ -28,8 +33,11 @@ class Balanced:
     name: ClassVar[str] = "balanced"
     divergence: float = 0.0005
     energy: float | None = None
+    granularity: str = "neuron"
 
     def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise ConfigError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {self.granularity!r}")
         for name in ("divergence", "energy"):
             value = getattr(self, name)
             if value is None and name == "energy":
