@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import transpike
-from transpike.errors import ConfigError
+from transpike.errors import ConfigError, DataError
 from transpike.neurons import (
     Differential,
     MultiThreshold,
@@ -43,9 +43,9 @@ def test_compiled_is_eager_bit_for_bit(neuron: Neuron, thresholds: tuple[Thresho
     values = torch.randn(3, 1009, generator=torch.Generator().manual_seed(0)) * 2
     values[:, :40] = torch.arange(40) * 0.0625 - 1.25
     for threshold in thresholds:
-        for masks in (True, False):
-            eager = trajectory(neuron, values, threshold, masks=masks)
-            compiled = compiled_trajectory(neuron, values, threshold, masks=masks)
+        for masks, dtype in ((True, None), (False, None), (False, torch.bfloat16)):
+            eager = trajectory(neuron, values, threshold, masks=masks, dtype=dtype)
+            compiled = compiled_trajectory(neuron, values, threshold, masks=masks, dtype=dtype)
             for one, other in zip(eager, compiled, strict=True):
                 assert (one is None) == (other is None)
                 if one is not None and other is not None:
@@ -76,3 +76,17 @@ def test_what_is_chosen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_negative_thresholds_are_left_to_the_scan() -> None:
     assert fits(PublishedMultiThreshold(), LOPSIDED)
     assert not fits(PublishedMultiThreshold(), Threshold(0.5, -0.1))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_found_and_its_site_named(bad: float) -> None:
+    values = torch.randn(3, 100)
+    values[1, 7] = bad
+    out = compiled_trajectory(Differential(), values, SYMMETRIC, masks=False)[0]
+    assert out.isnan().nonzero().tolist()[0] == [1, 7]
+    model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
+    snn = transpike.convert(model, [images], "cascade")
+    images[2, 0, 3, 3] = bad
+    for kernel in ("compiled", "eager"):
+        with pytest.raises(DataError, match=r"site blocks\.0\.attn\.qkv:input received NaN or infinity"):
+            snn.simulate(images, 2, kernel=kernel)

@@ -10,7 +10,16 @@ import torch.fx
 
 from . import ops
 from ._execute import Program, Values, call
-from .measure import Tally, dense_operations, fan_out, per_step, product_operations
+from .measure import (
+    Tally,
+    counts_apart,
+    dense_operations,
+    fan_out,
+    paired,
+    per_step,
+    product_counts,
+    product_operations,
+)
 from .ops.shape import KEEPS_ALL
 from .types import Layer, Role
 
@@ -141,9 +150,16 @@ class Counter:
     def _product(self, node: torch.fx.Node, nodes: tuple[torch.fx.Node, torch.fx.Node]) -> torch.Tensor:
         axes = (batch_axis(nodes[0]), batch_axis(nodes[1]))
         left, right = (self.masks[operand] for operand in nodes)
+        apart = counts_apart(node)
+        if apart:  # each mask is counted once, whatever it is paired with
+            left, right = (
+                tuple(product_counts(mask, side, self.folded, axes[side]) for mask in masks)
+                for side, masks in enumerate((left, right))
+            )
         pairs = [(left[0], right[1])]  # with the sum after the step
         pairs += [(left[2], right[0])] if self.terms == 2 else [(left[1], right[0]), (left[0], right[0])]
-        return sum(product_operations(node, a, b, self.folded, axes) for a, b in pairs)  # type: ignore[return-value]
+        found = (paired(a, b) if apart else product_operations(node, a, b, self.folded, axes) for a, b in pairs)
+        return sum(found)  # type: ignore[return-value]
 
 
 def count_true(mask: torch.Tensor) -> np.ndarray:

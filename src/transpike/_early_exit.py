@@ -15,7 +15,7 @@ from ._count import Counter, batch_axis, keep_samples
 from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values, run_prefix
 from ._model import SpikingModel
-from ._simulate import Run, batch_axis_of_output, simulate, step
+from ._simulate import Run, autocast, batch_axis_of_output, simulate, step
 from .errors import CalibrationError, ConfigError
 from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
 from .measure.agreement import IGNORED
@@ -53,13 +53,16 @@ def stop_early(model: SpikingModel, inputs: Any, *, steps: int, threshold: float
             f"samples cannot leave a batch of this model one by one ({model.unfoldable}); pass batches of one sample"
         )
     counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms) if count else None
-    crossing, state = run_prefix(model.program, leaves), {}  # type: ignore[var-annotated]
+    state: dict[str, torch.Tensor] = {}
+    with autocast(model, model.precision):
+        crossing = run_prefix(model.program, leaves)
     rows = torch.arange(tally.samples)
     outputs, took = [], torch.full((tally.samples,), steps)
     for t in range(1, steps + 1):
         if counter is not None:
             counter.step = t - 1
-        output = step(model, crossing, state, t, counter)
+        with autocast(model, model.precision):
+            output = step(model, crossing, state, t, counter)
         outputs = outputs or [output.new_empty((tally.samples, output.shape[-1]))]
         ended = (margins(output) > threshold).cpu() if t < steps else rows >= 0
         outputs[0][rows[ended]], took[rows[ended]] = output[ended], t
@@ -72,7 +75,7 @@ def stop_early(model: SpikingModel, inputs: Any, *, steps: int, threshold: float
             rows = rows[places]
             if counter is not None:
                 counter.keep(places)
-    return Stopped(outputs[0], took, tally)
+    return Stopped(outputs[0] if model.precision == "float32" else outputs[0].float(), took, tally)
 
 
 def require_scores(model: SpikingModel) -> None:

@@ -29,7 +29,7 @@ class SpikingModel:
     Attributes: plan, recipe, calibration -- the decisions, all printable. source_module -- the module that was
     converted. unfoldable -- why the time-steps cannot be folded into the batch, or "". kernel -- how `simulate` runs
     neurons unless told otherwise: "auto", "compiled" or "eager". max_memory -- bytes that a run may take unless told
-    otherwise; None is half of the memory available.
+    otherwise; None is half of the memory available. precision -- "float32" or "bfloat16", unless told otherwise.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class SpikingModel:
         self.unfoldable = unfoldable
         self.kernel = "auto"
         self.max_memory: int | None = None
+        self.precision = "float32"
         self.program = cut(marked)
         self.neurons: Mapping[str, Neuron] = {}
         self.place_neurons()
@@ -116,10 +117,13 @@ class SpikingModel:
         count: bool = True,
         kernel: str | None = None,
         max_memory: int | None = None,
+        precision: str | None = None,
     ) -> Run:
         """Simulate `steps` time-steps on a batch of model inputs; see `transpike.simulate`."""
         steps = self.recipe.steps if steps is None else steps
-        return simulate(self, inputs, steps=steps, mode=mode, count=count, kernel=kernel, max_memory=max_memory)
+        return simulate(
+            self, inputs, steps=steps, mode=mode, count=count, kernel=kernel, max_memory=max_memory, precision=precision
+        )
 
     @torch.no_grad()
     def source(self, inputs: Any) -> torch.Tensor:

@@ -6,6 +6,7 @@ neurons have state (DESIGN 2.1).
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ._model import SpikingModel
 
 MODES = ("auto", "folded", "streaming")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def simulate(
     count: bool = True,
     kernel: str | None = None,
     max_memory: int | None = None,
+    precision: str | None = None,
 ) -> Run:
     """Simulate `steps` time-steps on one batch.
 
@@ -66,6 +69,8 @@ def simulate(
     in PyTorch, with the same results; "auto" compiles where that is worth it and a compiler is there; None is the
     model's own choice, `model.kernel`. max_memory -- bytes that the run may take beside weights and inputs: a batch
     that needs more is simulated in parts; None is `model.max_memory` or, where that is None, half of what is available.
+    precision -- "bfloat16" runs all operators under autocast, with the state of neurons in float32 as ever; "float32"
+    leaves the model as it is; None is `model.precision`.
     Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for
     inputs of another shape.
     """
@@ -75,6 +80,8 @@ def simulate(
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode == "folded" and model.unfoldable:
         raise ConfigError(f"this model cannot run folded ({model.unfoldable}); use mode='streaming'")
+    if (precision := precision or model.precision) not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     leaves = model.prepare(inputs)
     samples = model.samples_in(leaves)
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
@@ -86,12 +93,41 @@ def simulate(
     runs = []
     for part in [leaves] if size >= samples else pieces(leaves, model.batch_axes, size):
         tally = Tally(steps, samples=model.samples_in(part))
-        if folded:
-            output = _folded(model, part, tally, count, chosen == "compiled")
-        else:
-            output = _streaming(model, part, tally, count)
-        runs.append((output, tally))
+        with autocast(model, precision):
+            if folded:
+                output = _folded(model, part, tally, count, chosen == "compiled")
+            else:
+                output = _streaming(model, part, tally, count)
+        runs.append((output if precision == "float32" else output.float(), tally))
     return _joined(model, runs, "folded" if folded else "streaming", chosen)
+
+
+def autocast(model: SpikingModel, precision: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(model.device.type, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PrecisionCheck:
+    """Outputs after the last step in bfloat16, held against float32: the share of equal decisions, the largest
+    difference, and the largest output, on `samples` samples."""
+
+    samples: int
+    agreement: float
+    largest_difference: float
+    largest_output: float
+
+
+def check_precision(model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto") -> PrecisionCheck:
+    """What bfloat16 changes on one batch."""
+    exact, rounded = (
+        simulate(model, inputs, steps=steps, mode=mode, count=False, precision=precision).outputs[-1]
+        for precision in PRECISIONS
+    )
+    same = (exact.argmax(-1) == rounded.argmax(-1)).double().mean()
+    size, largest = exact.shape[batch_axis_of_output(model.program.output)], exact.abs().max()
+    return PrecisionCheck(size, float(same), float((exact - rounded).abs().max()), float(largest))
 
 
 def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: str, kernel: str) -> Run:
@@ -118,19 +154,24 @@ def _folded(
     values = run_prefix(model.program, leaves)
     crossing = {node: repeat(node, value, steps) for node, value in values.items()}
     counter = _counter(model, tally, steps) if count else None
+    device = model.device.type
+    rounded = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site, axis = str(marker.args[1]), batch_axis(marker)
-        _require_finite(site, value)
-        drive = per_step(value, steps, axis)
         neuron, threshold = model.neurons[site], model.thresholds[site]
         run = compiled_trajectory if compiled and fits(neuron, threshold) else trajectory
-        out, fired, spoken = run(neuron, drive, threshold, masks=count)
+        if run is trajectory:
+            _require_finite(site, value)
+        drive = per_step(value, steps, axis)
+        out, fired, spoken = run(neuron, drive, threshold, masks=count, dtype=rounded)
         if counter is not None and fired is not None and spoken is not None:
             counter.fired(marker, fired, spoken)
         return fold_back(out, axis)
 
     output = run_body(model.program, crossing, fire, None if counter is None else counter.after)
+    if compiled and bool(output.isnan().any()):
+        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False)  # says at which site
     return per_step(output, steps, batch_axis_of_output(model.program.output))
 
 

@@ -16,7 +16,6 @@ from . import zoo
 from ._capture import call_of
 from ._compare import Failed, Misfit, RecipeComparison, convert_each, evaluate_each
 from ._convert import convert
-from ._early_exit import CHANGES, ExitBook, require_scores, stop_early
 from ._evaluate import Evaluation, Numbered, Watch, evaluate_numbered
 from ._load import load
 from ._model import SpikingModel
@@ -227,32 +226,6 @@ def evaluate_on(
     )  # fmt: skip
 
 
-def exit_book(
-    model: SpikingModel,
-    few: Part,
-    *,
-    steps: int,
-    max_change: float,
-    batch_size: int = 16,
-    mode: str = "auto",
-    on_failure: Failure | None = None,
-    progress: Progress | None = None,
-) -> ExitBook:
-    """Thresholds of early exit from the samples of `few`; its `update` watches `evaluate_on`."""
-    require_scores(model)
-    batches = inputs_of(few, batch_size, on_failure)
-    changes = sorted({*CHANGES, max_change})
-    return ExitBook(model, batches, steps=steps, max_changes=changes, mode=mode, progress=progress)
-
-
-def stop_on(model: SpikingModel, part: Part, *, steps: int, threshold: float, batch_size: int = 16) -> list[int]:
-    """The steps that the readable samples of `part` take when each stops for real, in order."""
-    took: list[int] = []
-    for inputs in inputs_of(part, batch_size, lambda item, error: None):
-        took += stop_early(model, inputs, steps=steps, threshold=threshold, count=False).steps.tolist()
-    return took
-
-
 def _about(part: Part) -> dict[str, Any]:
     """What names the samples, wherever they are stored, in a few words."""
     record = part.record()
@@ -379,7 +352,6 @@ __all__ = [
     "convert_on",
     "evaluate_each_on",
     "evaluate_on",
-    "exit_book",
     "inputs_of",
     "is_saved",
     "load",
@@ -388,7 +360,6 @@ __all__ = [
     "ready_fresh",
     "ready_saved",
     "separate",
-    "stop_on",
     "tried_inputs",
     "try_model",
     "without_calibration",

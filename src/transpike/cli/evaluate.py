@@ -66,6 +66,7 @@ def evaluate(
     mode: Annotated[str, typer.Option(help="auto, folded or streaming.")] = "auto",
     kernel: Annotated[str, typer.Option(help="How neurons run: auto, compiled or eager.")] = "auto",
     max_memory: options.MaxMemory = None,
+    precision: options.Precision = "float32",
     labels: options.Labels = "auto",
     split: options.Split = "test",
     input_size: options.InputSize = None,
@@ -92,6 +93,7 @@ def evaluate(
     from .. import pipeline
 
     _check(context, target, pipeline.is_saved(target), steps, mode, kernel, early_exit)
+    options.check_precision(precision)
     options.check_file("--json", json)
     options.check_folder("--report", report)
     options.check_file("--journal", journal)
@@ -122,7 +124,7 @@ def evaluate(
         remark(ready.remark)
     converted = time.perf_counter()
     steps = ready.network.recipe.steps if steps is None else steps
-    ready.network.max_memory = budget
+    ready.network.max_memory, ready.network.precision = budget, precision
     book = None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, failures)
     with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
@@ -159,14 +161,25 @@ def _fresh(
         return pipeline.ready_fresh(module, choice, recipe, asked, other, count=count, progress=advance, **how)
 
 
+def _measure_precision(ready: Ready, steps: int, document: dict[str, Any]) -> None:
+    from .. import _speed
+
+    found = _speed.precision_on(ready.network, ready.part, steps=steps)
+    document["precision"] |= vars(found)
+    remark(
+        f"bfloat16 against float32 on {found.samples} samples: {100 * found.agreement:.2f} % of decisions the same, "
+        f"outputs differ by up to {found.largest_difference:.3g} (of {found.largest_output:.3g})"
+    )
+
+
 def _exits(ready: Ready, share: float, steps: int, batch_size: int, mode: str, failures: Failures) -> ExitBook:
-    from .. import pipeline
+    from .. import _speed
     from ..errors import ConfigError
 
     if ready.few is None:
         raise ConfigError("the samples that calibrated this network are not in the data; name some with --calibration")
     with progress("early exit", len(ready.few.samples)) as advance:
-        return pipeline.exit_book(
+        return _speed.exit_book(
             ready.network, ready.few, steps=steps, max_change=share, batch_size=batch_size, mode=mode,
             on_failure=failures, progress=advance,
         )  # fmt: skip
@@ -174,12 +187,12 @@ def _exits(ready: Ready, share: float, steps: int, batch_size: int, mode: str, f
 
 def _stop(ready: Ready, exits: EarlyExit, share: float, batch_size: int) -> None:
     """Once more without counting, whole and with samples that leave the batch when they stop; say what that saves."""
-    from .. import pipeline
+    from .. import _speed
 
     seconds = []
     for threshold in (1.0, exits.threshold(share)):
         began = time.perf_counter()
-        took = pipeline.stop_on(
+        took = _speed.stop_on(
             ready.network, ready.part, steps=exits.steps, threshold=threshold, batch_size=batch_size
         )
         seconds.append(time.perf_counter() - began)
@@ -237,6 +250,9 @@ def _present(
         calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds, prices=prices,
     )  # fmt: skip
     show(reports.accuracy_table(result))
+    document["precision"] = {"used": ready.network.precision}
+    if ready.network.precision != "float32":
+        _measure_precision(ready, result.score.steps, document)
     if exits is not None:
         document["early_exit"] = exits.to_json()
         show(exits.table())
