@@ -18,6 +18,7 @@ from transpike.neurons import (
     trajectory,
 )
 from transpike.neurons.kernel import WORTH_COMPILING, refusal
+from transpike.neurons.multi_threshold import _by_splitting, nearest_power_of_two
 from transpike.types import Threshold
 
 CPU = torch.device("cpu")
@@ -90,3 +91,13 @@ def test_what_is_not_finite_is_found_and_its_site_named(bad: float) -> None:
     for kernel in ("compiled", "eager"):
         with pytest.raises(DataError, match=r"site blocks\.0\.attn\.qkv:input received NaN or infinity"):
             snn.simulate(images, 2, kernel=kernel)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_splitting_is_the_nearest_power_of_two_for_every_mantissa(dtype: torch.dtype) -> None:
+    mantissas = (torch.arange(1 << 23, dtype=torch.int32) | 0x3F800000).view(torch.float32).to(dtype)
+    ties = torch.tensor([1.5, 1.5 - 2**-52, 1.5 + 2**-52, 2 - 2**-52, 1 + 2**-52], dtype=torch.float64).to(dtype)
+    for exponent in (-30, -1, 0):
+        values = torch.cat([mantissas, ties]) * 2.0**exponent
+        assert torch.equal(_by_splitting(values), nearest_power_of_two(values))
+    assert _by_splitting(torch.zeros(2, dtype=dtype)).tolist() == [0, 0]
