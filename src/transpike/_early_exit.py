@@ -13,9 +13,9 @@ import torch
 from . import ops
 from ._count import Counter, batch_axis, keep_samples
 from ._evaluate import LabelledBatch, evaluate
-from ._execute import Values, run_prefix
+from ._execute import Values
 from ._model import SpikingModel
-from ._simulate import Run, autocast, batch_axis_of_output, simulate, step
+from ._simulate import Run, autocast, batch_axis_of_output, once, simulate, step
 from .errors import CalibrationError, ConfigError
 from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
 from .measure.agreement import IGNORED
@@ -54,8 +54,7 @@ def stop_early(model: SpikingModel, inputs: Any, *, steps: int, threshold: float
         )
     counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms) if count else None
     state: dict[str, torch.Tensor] = {}
-    with autocast(model, model.precision):
-        crossing = run_prefix(model.program, leaves)
+    crossing = once(model, leaves)
     rows = torch.arange(tally.samples)
     outputs, took = [], torch.full((tally.samples,), steps)
     for t in range(1, steps + 1):

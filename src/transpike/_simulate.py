@@ -151,7 +151,7 @@ def _folded(
     model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool
 ) -> torch.Tensor:
     steps = tally.steps
-    values = run_prefix(model.program, leaves)
+    values = once(model, leaves)
     crossing = {node: repeat(node, value, steps) for node, value in values.items()}
     counter = _counter(model, tally, steps) if count else None
     device = model.device.type
@@ -185,6 +185,12 @@ def _require_finite(site: str, value: torch.Tensor) -> None:
         raise DataError(f"site {site} received NaN or infinity; check the inputs, or run the model in a wider dtype")
 
 
+def once(model: SpikingModel, leaves: tuple[torch.Tensor, ...]) -> Values:
+    """The prefix, never under autocast: it runs once, and the residual stream it begins keeps its precision."""
+    with torch.autocast(model.device.type, enabled=False):
+        return run_prefix(model.program, leaves)
+
+
 def repeat(node: torch.fx.Node, value: Any, steps: int) -> Any:
     """A value of the prefix as the folded body reads it: T copies along the batch, sizes times T."""
     if isinstance(value, torch.Tensor):
@@ -205,7 +211,7 @@ def batch_axis_of_output(output: torch.fx.Node) -> int:
 
 
 def _streaming(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool) -> torch.Tensor:
-    crossing = run_prefix(model.program, leaves)
+    crossing = once(model, leaves)
     state: dict[str, torch.Tensor] = {}
     counter = _counter(model, tally, 1) if count else None
     outputs = []
