@@ -54,6 +54,14 @@ def digit_level(potential: float, threshold: Threshold, levels: int) -> float:
     return 0.0
 
 
+def one_of_a_window(potential: float, threshold: Threshold, levels: int) -> float:
+    """Parallel: one spike of theta / T where half of it is reached, of either sign that has levels; down at a tie."""
+    unit = Fraction(max(threshold.positive, threshold.negative)) / levels
+    if threshold.positive > 0 and Fraction(potential) >= unit / 2:
+        return float(unit)
+    return -float(unit) if threshold.negative > 0 and Fraction(potential) < -unit / 2 else 0.0
+
+
 def each(quantiser: Quantiser, potential: torch.Tensor) -> torch.Tensor:
     """`quantiser` on every element."""
     values = [quantiser(value) for value in potential.flatten().tolist()]

@@ -12,6 +12,7 @@ from transpike import _sensitivity
 from transpike._allocate import candidates
 from transpike._grain import Grain, dimensions, octaves
 from transpike._sensitivity import Sensitivity
+from transpike._settle import settle
 from transpike.errors import CalibrationError, ConfigError
 from transpike.neurons import Differential, trajectory
 from transpike.observers import Balanced, Grouped
@@ -66,13 +67,27 @@ def test_information_is_the_diagonal_of_the_fisher_matrix(monkeypatch: pytest.Mo
 
 def test_the_budget_is_kept_and_predicts_the_divergence(model: torch.nn.Module) -> None:
     calibration, others = digits(128), digits(128, first=128)
-    before = float("inf")
     for budget in (0.02, 0.005, 0.001):
         snn = transpike.convert(model, calibration, balanced(divergence=budget))
-        measured, _ = divergence(snn, others)
-        assert budget / 10 < measured < budget * 5
-        assert measured < before
-        before = measured
+        assert divergence(snn, calibration)[0] == pytest.approx(budget, rel=0.2)
+        assert budget / 3 < divergence(snn, others)[0] < budget * 3
+
+
+@pytest.mark.parametrize("law", [lambda b: 5 * b, lambda b: 3 * b**0.7, lambda b: 40 * b**1.4, lambda b: b / 50])
+def test_a_budget_settles_on_what_it_causes(law) -> None:
+    tried: list[float] = []
+
+    def attempt(budget: float) -> float:
+        tried.append(budget)
+        return budget
+
+    found = settle(0.001, attempt, law)
+    assert law(found) == pytest.approx(0.001, rel=0.17) and len(tried) <= 5
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_a_divergence_that_cannot_be_had_ends(value: float) -> None:
+    assert settle(0.001, lambda budget: budget, lambda budget: value) > 0
 
 
 def test_it_costs_fewer_operations_than_one_rule_for_all(model: torch.nn.Module) -> None:

@@ -19,7 +19,8 @@ from transpike._execute import run_body, run_prefix
 from transpike._mark import insert_sites
 from transpike.errors import CalibrationError, CaptureError, CheckpointError, ConfigError, TranspikeError
 from transpike.observers import Maximum, Percentile
-from transpike.recipes import Recipe, ecmt, recipe_named, round_up
+from transpike.observers.rounding import round_up
+from transpike.recipes import Recipe, ecmt, recipe_named
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -205,7 +206,7 @@ def test_a_pattern_that_matches_nothing_is_told(block: Block, samples: torch.Ten
 
 def test_bad_levels_for_one_site_are_refused() -> None:
     with pytest.raises(ConfigError, match="levels must be"):
-        SiteChoice(levels=99)
+        SiteChoice(levels=999)
 
 
 @pytest.mark.parametrize("bits", [3, 16])

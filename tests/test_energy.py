@@ -483,6 +483,7 @@ def test_distinct_values_of_known_neurons() -> None:
     equal = [s * 2.0**k for s in (1, -1) for k in range(4)]
     assert distinct_values(unequal, 5) == distinct_values(equal, 5), "unequal thresholds are no information"
     assert bits([], 4) == 1
+    assert distinct_values([0.1, -0.1], 1, 8) == 17, "a window of 8 spikes of one worth"
 
 
 # --- break-even, tables, levels --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import transpike
 from transpike.errors import ConfigError, DataError
 from transpike.neurons import (
     Differential,
+    ExponentialDecay,
     MultiThreshold,
     Neuron,
     PublishedMultiThreshold,
@@ -29,6 +30,8 @@ CASES: list[tuple[Neuron, tuple[Threshold, ...]]] = [
     (PublishedMultiThreshold(), (LOPSIDED,)),
     (Differential(), (SYMMETRIC, Threshold(0.3, 0.3))),
     (Differential(6, 0.75, pulses=3), (SYMMETRIC,)),
+    (ExponentialDecay(4), (LOPSIDED,)),
+    (ExponentialDecay(4, 0.7), (SYMMETRIC, ONE_SIDED)),
 ]
 
 

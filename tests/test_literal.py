@@ -31,13 +31,15 @@ CASES = [(f, r) for f in FAMILIES for r in RECIPES if r in EVERYWHERE or f.name 
 @pytest.mark.parametrize(("family", "recipe"), CASES, ids=lambda case: getattr(case, "name", case))
 def test_literal_equals_fast(family: Family, recipe: str) -> None:
     inputs = batch(family, 2)
-    chosen = RECIPES[recipe](**({"pulses": 2} if recipe == "cascade" else {}))  # so that later steps have work left
+    # Firings so few that later steps have work left; not a channel for each of 16^2.
+    few = {"cascade": {"pulses": 2}, "mbe": {"levels": 3}, "parallel": {"levels": 2}}
+    chosen = RECIPES[recipe](**few.get(recipe, {}))
     snn = widen(transpike.convert(family.build(), [inputs], chosen, batch_dim=family.batch_dim))
     without_ties(snn)
     found, _ = drift(snn, inputs, steps=STEPS, check=True)
     assert max(found.outputs) <= 1e-10 * max(found.scale, 1.0)
     assert found.spikes == (0, 0, 0) and found.emitted[0] > 0
-    assert recipe in ("balanced", "few-spikes") or min(found.emitted) > 0
+    assert recipe in ("balanced", "few-spikes", "mbe", "parallel") or min(found.emitted) > 0
 
 
 def without_ties(snn: transpike.SpikingModel) -> None:

@@ -12,13 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle import Membrane, digit_level, drives, each, nearest_level, published_level
+from oracle import Membrane, digit_level, drives, each, nearest_level, one_of_a_window, published_level
 from transpike.errors import ConfigError
 from transpike.neurons import (
     NEURONS,
+    ExponentialDecay,
     FewSpikes,
     MultiThreshold,
     Neuron,
+    Parallel,
     PublishedMultiThreshold,
     advance,
     spikes_in,
@@ -40,6 +42,8 @@ CASES = [
     Differential(3, 1.0),
     FewSpikes(),
     FewSpikes(3),
+    Parallel(),
+    Parallel(1),
 ]
 KINDS = list(dict.fromkeys([*NEURONS.values(), Differential]))
 RATE = [kind for kind in KINDS if kind.code == "rate"]
@@ -51,11 +55,19 @@ def twin(neuron: Neuron, threshold: Threshold):
         return partial(nearest_level, threshold=threshold, levels=neuron.levels, cutoff=neuron.cutoff)
     if isinstance(neuron, FewSpikes):
         return partial(digit_level, threshold=threshold, levels=neuron.levels)
+    if isinstance(neuron, ExponentialDecay) and neuron.decay == 0.5:  # others: tests/test_mbe.py
+        half = Threshold(threshold.positive / 2, threshold.negative / 2)
+        return partial(digit_level, threshold=half, levels=neuron.levels)
+    if isinstance(neuron, Parallel):
+        return partial(one_of_a_window, threshold=threshold, levels=neuron.levels)
     assert isinstance(neuron, PublishedMultiThreshold), f"{neuron.name} has no twin in oracle.py"
     return partial(published_level, threshold=threshold, levels=neuron.levels)
 
 
 def amplitudes(neuron: Neuron, threshold: Threshold) -> set[float]:
+    if isinstance(neuron, Parallel):
+        unit = max(threshold.positive, threshold.negative) / neuron.levels
+        return {0.0} | ({unit} if threshold.positive > 0 else set()) | ({-unit} if threshold.negative > 0 else set())
     sign = 1 if isinstance(neuron, PublishedMultiThreshold) else -1
     ladder = [2.0 ** (sign * k) for k in range(neuron.levels)]
     return {0.0} | {threshold.positive * step for step in ladder} | {-threshold.negative * step for step in ladder}
@@ -70,6 +82,8 @@ def boundaries(neuron: Neuron, theta: float) -> list[float]:
     """Where the level changes: midpoints of neighbours and the smallest potential that fires."""
     if isinstance(neuron, FewSpikes):
         return [theta * (2.0**-k - 2.0**-neuron.levels) for k in range(neuron.levels)]
+    if isinstance(neuron, Parallel):
+        return [theta / neuron.levels / 2]
     if not isinstance(neuron, PublishedMultiThreshold):
         middles = [theta * 1.5 * 2.0**-k for k in range(1, neuron.levels)]
         return [*middles, neuron.cutoff * theta * 2.0 ** (1 - neuron.levels)]
@@ -264,6 +278,40 @@ def test_integrate_and_fire_from_half_a_threshold_is_the_closed_form() -> None:
         assert torch.equal(fired[:steps].sum(0) / steps, closed)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 8, 32])
+def test_a_window_is_integrate_and_fire_whatever_the_order_of_its_inputs(steps: int) -> None:
+    """The closed form, T firings one by one, and T steps of integrate-and-fire on the mean; for inputs in any order, a
+    membrane that has them all before it fires."""
+    drive = random_means((steps, 500), dtype=torch.float64) + 0.6
+    mean, threshold = drive.mean(0), Threshold(1.0, 0.0)
+    closed = (steps * mean + 0.5).floor().clamp(0, steps) / steps
+    out, spikes, _ = trajectory(Parallel(steps), mean[None], threshold, masks=True)
+    assert spikes is not None
+    torch.testing.assert_close(out[0], closed)
+    assert torch.equal(spikes[0].double(), (steps * closed).round())
+    _, one_by_one, trains = advance(Parallel(steps), None, 1, mean, threshold)
+    assert torch.equal(spikes_in(trains), spikes[0])
+    torch.testing.assert_close(one_by_one, closed)
+    assert all(bool((after <= before).all()) for before, after in zip(trains, trains[1:], strict=False)), "sorted"
+    sequential, _, _ = trajectory(MultiThreshold(1, 0.5), mean.expand(steps, -1), threshold)
+    torch.testing.assert_close(sequential[-1], closed)
+    membrane, count = 0.5 + drive[torch.randperm(steps)].sum(0), torch.zeros(500, dtype=torch.float64)
+    for _ in range(steps):
+        fires = (membrane >= 1).double()
+        membrane, count = membrane - fires, count + fires
+    torch.testing.assert_close(count / steps, closed)
+
+
+@pytest.mark.parametrize("threshold", [Threshold(1.0, 1.0), Threshold(1.0, 0.3), Threshold(0.0, 1.0)], ids=str)
+def test_a_second_bank_is_the_first_with_the_other_sign(threshold: Threshold) -> None:
+    values = random_means((500,), dtype=torch.float64)
+    out, spikes, _ = trajectory(Parallel(4), values[None], threshold, masks=True)
+    expected = (4 * values.abs() + 0.5).floor().clamp(0, 4) * values.sign()
+    expected = expected.clamp(-4, 4 if threshold.positive else 0)
+    assert torch.equal(out[0] * 4, expected) and torch.equal(spikes[0].double(), expected.abs())  # type: ignore[index]
+    assert torch.equal(spikes_in(advance(Parallel(4), None, 1, values, threshold)[2]), spikes[0])  # type: ignore[index]
+
+
 @pytest.mark.parametrize("threshold", [LOPSIDED, SYMMETRIC, *ONE_SIDED], ids=str)
 @pytest.mark.parametrize("neuron", CASES, ids=str)
 def test_emitted_amplitudes_are_the_levels(neuron: Neuron, threshold: Threshold) -> None:
@@ -331,6 +379,7 @@ def test_the_error_falls_like_one_over_t(neuron: Neuron) -> None:
 @pytest.mark.parametrize("levels", [0, -1, 25, 2.0, "8", None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_levels_are_refused(kind: type[Neuron], levels: object) -> None:
+    levels = 256 if (kind, levels) == (Parallel, 25) else levels
     with pytest.raises(ConfigError, match="levels must be"):
         kind(levels=levels)  # type: ignore[call-arg]
 

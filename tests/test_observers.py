@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracle import quantile
 from transpike.errors import ConfigError
 from transpike.observers import RANGE_RULES, Histogram, Maximum, Percentile, histogram
-from transpike.recipes import round_up
+from transpike.observers.rounding import round_up
 from transpike.types import Threshold
 
 few = settings(derandomize=True, max_examples=30, deadline=None, database=None)

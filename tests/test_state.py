@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,7 @@ def rewritten(path: Path, to: Path, tensors: dict[str, torch.Tensor] | None = No
 def test_three_steps_a_file_and_three_more_are_six(name: str, recipe: str, tmp_path: Path) -> None:
     family = next(family for family in FAMILIES if family.name == name)
     inputs = batch(family, 2)
-    snn = transpike.convert(family.build(), [inputs], recipe)
+    snn = transpike.convert(family.build(), [inputs], RECIPES[recipe](**({"levels": 3} if recipe == "mbe" else {})))
     whole, last = Literal(snn).run(inputs, steps=6)
     first, state = Literal(snn).run(inputs, steps=3)
     path = save_state(snn, state, tmp_path / "run.state")
@@ -65,6 +67,18 @@ def test_three_steps_a_file_and_three_more_are_six(name: str, recipe: str, tmp_p
     assert all(torch.equal(a, b) for node in last.sums for a, b in zip(end.sums[node], last.sums[node], strict=True))
     for one, other in ((end.products, last.products), (end.emitted, last.emitted)):
         assert one.keys() == other.keys() and all(torch.equal(one[node], other[node]) for node in other)
+
+
+def test_another_process_knows_the_network() -> None:
+    """Nothing that names an operator differs between processes (a function's address would)."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_state as t; "
+        "print(t.network_of(t.digits(count=2)[0])['operators'])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split()[-1] == network_of(digits(count=2)[0])["operators"]
 
 
 def test_a_run_leaves_the_state_it_began_with_as_it_is() -> None:

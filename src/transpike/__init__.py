@@ -10,6 +10,7 @@ from ._calibrate import Calibration
 from ._capture import Captured, capture
 from ._compare import RecipeComparison, compare
 from ._convert import convert
+from ._correct import correct
 from ._diagnose import diagnose
 from ._early_exit import EarlyExit, early_exit, stop_early
 from ._evaluate import Evaluation, evaluate
@@ -51,6 +52,7 @@ __all__ = [
     "capture",
     "compare",
     "convert",
+    "correct",
     "diagnose",
     "early_exit",
     "evaluate",

@@ -13,7 +13,8 @@ from ._sensitivity import Sensitivity
 from .energy import load_prices
 from .neurons import Neuron, trajectory
 from .observers import Balanced, Histogram
-from .recipes import Recipe, round_up
+from .observers.rounding import round_up
+from .recipes import Recipe
 from .types import Threshold
 
 FINENESS = 4  # candidates per octave

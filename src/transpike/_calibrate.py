@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,11 +15,14 @@ from ._capture import Captured
 from ._grain import Grain, frame_of, grains
 from ._plan import Plan
 from ._sensitivity import Sensitivity, fisher_information
+from ._settle import divergence, settle
+from ._substitute import ranged
 from .errors import CalibrationError, ConfigError
 from .group import ALONE, Group
-from .neurons import Frame
+from .neurons import Frame, Neuron, framed, frames_to
 from .observers import Balanced, Histogram, MinimumError
-from .recipes import Recipe, round_up
+from .observers.rounding import round_up
+from .recipes import Recipe
 from .types import Site, Threshold
 from .zoo import weights_digest
 
@@ -30,23 +33,37 @@ Seen = tuple[tuple[torch.Tensor, ...], int]  # a batch's inputs, and how many sa
 @dataclass(frozen=True)
 class Calibration:
     """Thresholds by site name, and how many samples they come from (0: they were given); levels by site name where the
-    rule decides them, too; frames by site name, where neurons of a site differ."""
+    rule decides them, too; frames by site name, where its neurons differ; input ranges by node of operators that are
+    approximated."""
 
     thresholds: Mapping[str, Threshold]
     samples: int
     levels: Mapping[str, int] = field(default_factory=dict)
     frames: Mapping[str, Frame] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def place(self, plan: Plan, recipe: Recipe, device: torch.device) -> dict[str, Neuron]:
+        """Every site's neuron, with its levels and in its frame."""
+        frames = frames_to(self.frames, device)
+        recipe = replace(recipe, site_levels={**recipe.site_levels, **self.levels})
+        return {site.name: framed(recipe.neuron_for(site), frames.get(site.name)) for site in plan.sites}
 
     def to_json(self) -> dict[str, Any]:
         return {"samples": self.samples, "thresholds": {name: t.to_json() for name, t in self.thresholds.items()}}
 
 
 class Observing(torch.fx.Interpreter):
-    """Runs the marked graph as it is and shows every site's tensor to its histogram."""
+    """Runs the marked graph as it is and shows every site's tensor, and every watched operator's input, to its
+    histogram."""
 
     def __init__(self, graph: torch.fx.GraphModule, histograms: Mapping[str, Histogram]) -> None:
         super().__init__(graph)
         self.histograms = histograms
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        if n.name in self.histograms and not self.histograms[n.name].update(self.env[n.all_input_nodes[0]]):
+            raise CalibrationError(f"operator {n.name} saw NaN or infinity; check the inputs and the weights before it")
+        return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is ops.site:
@@ -78,23 +95,24 @@ def calibrate(
     max_samples < 1.
     """
     choices = {site.name: recipe.choice(site) for site in plan.sites}
-    names = [name for name, choice in choices.items() if choice.threshold is None]
+    names = [name for name, choice in choices.items() if choice.threshold is None] + ranged(plan, recipe)
     seen = observe(
         captured, marked, plan, names, batches, max_samples=max_samples, granularities=granularities(plan, recipe),
         progress=progress, group=group,
     )  # fmt: skip
-    return measured(plan, recipe, seen)
+    return measured(plan, recipe, seen, marked)
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What every site saw of `samples` samples, and, where that was asked for, how sensitive the prediction is to it and
-    what groups of its neurons saw, by (granularity, site): enough for recipes with these sites."""
+    """What every site saw of `samples` samples; and, where that was asked for, how sensitive the prediction is to it,
+    what groups of its neurons saw, by (granularity, site), and the samples: enough for any recipe with these sites."""
 
     histograms: Mapping[str, Histogram]
     samples: int
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     grains: Mapping[tuple[str, str], Grain] = field(default_factory=dict)
+    batches: Sequence[Seen] = ()
 
 
 def readers_of(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -137,11 +155,31 @@ def observe(
         return Observed(histograms, samples)
     axes = {site.name: site.batch_axis for site in plan.sites}
     heard = fisher_information(marked, readers_of(plan), axes, kept)
-    return Observed(histograms, samples, heard, grains(marked, plan.sites, heard, granularities, kept))
+    return Observed(histograms, samples, heard, grains(marked, plan.sites, heard, granularities, kept), kept)
 
 
-def measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
-    """The recipe's thresholds from what its sites saw. Raises CalibrationError for a site that saw nothing."""
+def measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphModule) -> Calibration:
+    """The recipe's thresholds from what its sites saw. Raises CalibrationError for a site that saw nothing.
+
+    Where thresholds are to keep a divergence, they are those with which the network has it on the calibration samples.
+    """
+    rule = recipe.range
+    if not isinstance(rule, Balanced) or rule.energy is not None or not granularities(plan, recipe):
+        return _measured(plan, recipe, seen)
+
+    device = next((p.device for p in marked.parameters()), torch.device("cpu"))
+
+    def judge(found: Calibration) -> float:
+        neurons = found.place(plan, recipe, device)
+        return divergence(marked, (neurons, found.thresholds), seen.batches, steps=recipe.steps)
+
+    def attempt(budget: float) -> Calibration:
+        return _measured(plan, replace(recipe, range=replace(rule, divergence=budget)), seen)
+
+    return settle(rule.divergence, attempt, judge)
+
+
+def _measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
     choices = {site.name: recipe.choice(site) for site in plan.sites}
     blind = [name for name, choice in choices.items() if choice.threshold is None and not seen.histograms[name].count]
     if blind:
@@ -149,14 +187,14 @@ def measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
             f"no data reached site {', '.join(blind[:5])}; give it a threshold or keep its layer analog"
         )
     thresholds = {
-        site.name: choices[site.name].threshold or _measured(site, choices[site.name], seen, recipe)
-        for site in plan.sites
+        site.name: choices[site.name].threshold or _alone(site, choices[site.name], seen, recipe) for site in plan.sites
     }
     together = [site for site in plan.sites if _together(choices[site.name])]
+    ranges = {node: (seen.histograms[node].minimum, seen.histograms[node].maximum) for node in ranged(plan, recipe)}
     if not together:
-        return Calibration(thresholds, seen.samples)
+        return Calibration(thresholds, seen.samples, ranges=ranges)
     found = _balanced(recipe, together, seen)
-    return replace(found, thresholds=thresholds | found.thresholds)
+    return replace(found, thresholds=thresholds | found.thresholds, ranges=ranges)
 
 
 def _together(choice: Any) -> bool:
@@ -221,7 +259,7 @@ def _merge(histograms: Mapping[str, Histogram], marked: torch.fx.GraphModule, sa
         histogram.merge_all(pairs, group.add)
 
 
-def _measured(site: Site, choice: Any, seen: Observed, recipe: Recipe) -> Threshold:
+def _alone(site: Site, choice: Any, seen: Observed, recipe: Recipe) -> Threshold:
     histogram = seen.histograms[site.name]
     if isinstance(choice.range, MinimumError):
         return least_error(recipe.neuron_for(site), histogram, recipe)

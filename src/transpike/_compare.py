@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from ._calibrate import Observed, batch_size, granularities, measured, observe
-from ._capture import Captured, capture
+from ._calibrate import Observed, granularities, measured, observe
+from ._capture import capture
 from ._convert import Sited, check_inputs, peek, place_sites
+from ._correct import as_asked, until
 from ._evaluate import Evaluation, LabelledBatch
 from ._model import SpikingModel
+from ._substitute import ranged
 from .energy import EnergySheet, PriceTable, paper_account
 from .errors import ConfigError, DataError, PlanError, TranspikeError
 from .measure import Agreement, Tally
@@ -122,7 +124,7 @@ def convert_each(
     progress: Progress | None = None,
 ) -> dict[str, SpikingModel | Misfit]:
     """The network of every recipe, or why it does not fit. The model is captured once, and every placement
-    policy watches the calibration samples once; they are kept in memory when there are several policies.
+    policy watches the calibration samples once; they are kept in memory where there are several, or a correction.
 
     Arguments: progress -- told samples x policies done.
     """
@@ -133,8 +135,8 @@ def convert_each(
     )
     captured = capture(model, example, batch_dim=batch_dim)
     policies = {recipe.policy for recipe in wanted.values()}
-    if len(policies) > 1:
-        calibration = list(_until(captured, calibration, max_samples))
+    if len(policies) > 1 or any(recipe.correction != "none" for recipe in wanted.values()):
+        calibration = list(until(captured, calibration, max_samples))
     watched: dict[Policy, tuple[Sited, Observed]] = {}
     networks: dict[str, SpikingModel | Misfit] = {}
 
@@ -144,10 +146,12 @@ def convert_each(
                 sited = place_sites(model, captured, recipe, example)
                 before = sum(seen.samples for _, seen in watched.values())
                 grains = granularities(sited.plan, *wanted.values())
-                seen = _watch(sited, calibration, max_samples, before, progress, grains)
+                nodes = sorted({node for other in wanted.values() for node in ranged(sited.plan, other)})
+                seen = _watch(sited, nodes, calibration, max_samples, before, progress, grains)
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
-            networks[label] = sited.network(recipe, measured(sited.plan, recipe, seen))
+            network = sited.network(recipe, measured(sited.plan, recipe, seen, sited.graph))
+            networks[label] = as_asked(network, calibration, max_samples)
         except TranspikeError as error:
             networks[label] = Misfit(recipe, error)
             if on_failed is not None:
@@ -158,6 +162,7 @@ def convert_each(
 
 def _watch(
     sited: Sited,
+    nodes: list[str],
     calibration: Iterable[Any],
     most: int | None,
     before: int,
@@ -168,21 +173,11 @@ def _watch(
         if progress is not None:
             progress(before + done)
 
-    names = [site.name for site in sited.plan.sites]
+    names = [site.name for site in sited.plan.sites] + nodes
     return observe(
         sited.captured, sited.graph, sited.plan, names, calibration, max_samples=most, granularities=grains,
         progress=tell,
     )  # fmt: skip
-
-
-def _until(captured: Captured, batches: Iterable[Any], most: int | None) -> Iterable[Any]:
-    """Batches until `most` samples are seen; the last may hold more."""
-    seen = 0
-    for batch in batches:
-        yield batch
-        seen += batch_size(captured, captured.flatten(batch))
-        if most is not None and seen >= most:
-            return
 
 
 @dataclass

@@ -14,12 +14,14 @@ import torch.fx
 from . import ops
 from ._calibrate import Calibration, Progress, calibrate, given
 from ._capture import Captured, capture
+from ._correct import as_asked, until
 from ._count import batch_axis
 from ._execute import cut, run_body, run_prefix
 from ._mark import insert_sites
 from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import batch_axis_of_output
+from ._substitute import notes
 from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
 from .group import ALONE, Group
 from .measure import per_step
@@ -62,13 +64,17 @@ def convert(
         example, calibration = peek(calibration, example)
     sited = place_sites(model, capture(model, example, batch_dim=batch_dim), recipe, example)
     if thresholds is not None:
+        if recipe.correction != "none":
+            raise ConfigError("a correction needs calibration samples; give thresholds in the recipe's patterns")
         found = given(sited.plan, thresholds)
     else:
+        if recipe.correction != "none":
+            calibration = list(until(sited.captured, calibration, max_samples))
         found = calibrate(
             sited.captured, sited.graph, sited.plan, recipe, calibration, max_samples=max_samples, progress=progress,
             group=group,
         )  # fmt: skip
-    return sited.network(recipe, found)
+    return as_asked(sited.network(recipe, found), calibration, max_samples)
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,16 @@ class Sited:
         """The converted network. Raises ConfigError for a pattern of the recipe that matches no site."""
         check_patterns(recipe, self.plan)
         recipe = replace(recipe, site_levels={**recipe.site_levels, **found.levels})
-        decided = replace(self.plan, notes=recipe.lines())
+        if recipe.operators and found.ranges:
+            recipe = replace(recipe, operators=replace(recipe.operators, ranges=found.ranges))
+        decided = replace(self.plan, notes=notes(self.plan, recipe))
         return SpikingModel(self.model, self.captured, self.graph, decided, recipe, found, unfoldable=self.unfoldable)
 
 
 def place_sites(model: torch.nn.Module, captured: Captured, recipe: Recipe, example: Any) -> Sited:
     """Decide where the recipe's neurons go. Raises PlanError, ConfigError."""
-    decided = plan(captured, recipe.policy, notes=recipe.lines())
+    decided = plan(captured, recipe.policy)
+    decided = replace(decided, notes=notes(decided, recipe))
     if not decided.sites:
         raise PlanError(
             "no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ._capture import capture
 from ._mark import insert_sites
 from ._model import SpikingModel
 from ._plan import Plan, plan
+from ._substitute import notes
 from .codecs.bundle import CONFIG, FRAMES, THRESHOLDS, WEIGHTS, read_config, read_thresholds, site_to_json
 from .codecs.frame_file import read_frames
 from .codecs.signature import call_from_json
@@ -38,7 +40,8 @@ def load(path: str | Path, *, model: torch.nn.Module | None = None, download: bo
     recipe = Recipe.from_json(config["recipe"])
     structure, leaves = call_from_json(config["call"], config["inputs"], config["batch_dim"], config["batch_size"])
     captured = capture(module, structure.call_inputs(leaves), batch_dim=config["batch_dim"])
-    decided = plan(captured, recipe.policy, notes=recipe.lines())
+    decided = plan(captured, recipe.policy)
+    decided = replace(decided, notes=notes(decided, recipe))
     _check_sites(decided, config, directory)
     thresholds = read_thresholds(directory, [site.name for site in decided.sites])
     frames = read_frames(directory / FRAMES, decided.sites) if FRAMES in config["files"] else {}

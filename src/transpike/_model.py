@@ -15,10 +15,11 @@ from ._capture import Captured
 from ._execute import cut
 from ._plan import Plan
 from ._simulate import Run, simulate
+from ._substitute import replaced, substituted
 from .codecs import save
 from .energy import EnergySheet, PaperAccount, PriceTable, energy_sheet, paper_account
 from .measure import Tally
-from .neurons import Neuron, framed, frames_to
+from .neurons import Neuron
 from .recipes import Recipe
 from .types import Layer, Role, Threshold
 
@@ -30,6 +31,7 @@ class SpikingModel:
     converted. unfoldable -- why the time-steps cannot be folded into the batch, or "". kernel -- how `simulate` runs
     neurons unless told otherwise: "auto", "compiled" or "eager". max_memory -- bytes that a run may take unless told
     otherwise; None is half of the memory available. precision -- "float32" or "bfloat16", unless told otherwise.
+    approximated -- nodes of nonlinear operators that the recipe approximates.
     """
 
     def __init__(
@@ -52,14 +54,14 @@ class SpikingModel:
         self.kernel = "auto"
         self.max_memory: int | None = None
         self.precision = "float32"
-        self.program = cut(marked)
+        self.program = cut(substituted(marked, plan, recipe))
+        self.approximated = frozenset(item.node for item in replaced(plan, recipe))
         self.neurons: Mapping[str, Neuron] = {}
         self.place_neurons()
 
     def place_neurons(self) -> None:
         """Put every site's neuron in its frame, on the model's device."""
-        placed = frames_to(self.calibration.frames, self.device)
-        self.neurons = {s.name: framed(self.recipe.neuron_for(s), placed.get(s.name)) for s in self.plan.sites}
+        self.neurons = self.calibration.place(self.plan, self.recipe, self.device)
 
     @property
     def thresholds(self) -> Mapping[str, Threshold]:

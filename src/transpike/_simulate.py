@@ -19,7 +19,7 @@ from ._execute import Values, run_body, run_prefix
 from ._memory import pieces, samples_at_once
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
-from .neurons import KERNELS, advance, choose, compiled_trajectory, fits, spikes_in, trajectory
+from .neurons import KERNELS, choose, compiled_trajectory, fire_once, fits, trajectory
 
 if TYPE_CHECKING:
     from ._model import SpikingModel
@@ -230,11 +230,12 @@ def step(
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
         _require_finite(site, value)
-        after, out, trains = advance(model.neurons[site], state.get(site), t, value, model.thresholds[site])
+        neuron, threshold = model.neurons[site], model.thresholds[site]
+        after, out, spikes = fire_once(neuron, state.get(site), t, value, threshold, count=counter is not None)
         state[site] = after
-        if counter is not None:
+        if counter is not None and spikes is not None:
             axis = batch_axis(marker)
-            counter.fired(marker, per_step(spikes_in(trains), 1, axis), per_step(after != 0, 1, axis))
+            counter.fired(marker, per_step(spikes, 1, axis), per_step(after != 0, 1, axis))
         return out
 
     return run_body(model.program, crossing, fire, None if counter is None else counter.after)

@@ -16,6 +16,7 @@ import torch
 from .._calibrate import granularities, observe
 from .._capture import capture
 from .._convert import check_inputs, peek, place_sites
+from .._substitute import ranged
 from ..errors import ConfigError
 from ..recipes import Recipe, recipe_named
 from .journal import Journal
@@ -89,13 +90,15 @@ def tune(
     """
     target = Target(max_drop, max_energy)
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    if recipe.correction != "none":
+        raise ConfigError("settings are judged without a correction; tune with correction 'none'")
     asked = _checked(steps, few, settings)
     check_inputs(model, ranges)
     example, ranges = peek(ranges, None)
     sited = place_sites(model, capture(model, example, batch_dim=batch_dim), recipe, example)
     space = Space(recipe, units_of(sited.plan.sites, by))
     records = Journal(journal)
-    names = [site.name for site in sited.plan.sites]
+    names = [site.name for site in sited.plan.sites] + ranged(sited.plan, recipe)
     seen = observe(
         sited.captured, sited.graph, sited.plan, names, ranges, max_samples=None,
         granularities=granularities(sited.plan, recipe),

@@ -67,7 +67,7 @@ class Judge:
         self.batches = list(batches)
         if not self.batches:
             raise DataError("there is no sample to judge settings by; give more calibration samples")
-        network = sited.network(base, measured(sited.plan, base, seen))
+        network = sited.network(base, measured(sited.plan, base, seen, sited.graph))
         self.sources = [network.source(batch) for batch in self.batches]
         self.sizes = [batch_size(sited.captured, sited.captured.flatten(batch)) for batch in self.batches]
         self.fingerprint = self._fingerprint()
@@ -86,7 +86,7 @@ class Judge:
         return Trajectory.from_json(self.journal.records[key])
 
     def _measure(self, recipe: Recipe, steps: int, count: int) -> Trajectory:
-        network = self.sited.network(recipe, measured(self.sited.plan, recipe, self.seen))
+        network = self.sited.network(recipe, measured(self.sited.plan, recipe, self.seen, self.sited.graph))
         noise, signal = torch.zeros(steps, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         score, tally = Agreement(steps), Tally(steps)
         for batch, source in list(zip(self.batches, self.sources, strict=True))[:count]:

@@ -192,9 +192,7 @@ def _stop(ready: Ready, exits: EarlyExit, share: float, batch_size: int) -> None
     seconds = []
     for threshold in (1.0, exits.threshold(share)):
         began = time.perf_counter()
-        took = _speed.stop_on(
-            ready.network, ready.part, steps=exits.steps, threshold=threshold, batch_size=batch_size
-        )
+        took = _speed.stop_on(ready.network, ready.part, steps=exits.steps, threshold=threshold, batch_size=batch_size)
         seconds.append(time.perf_counter() - began)
     remark(
         f"stopped for real at max change {100 * share:g} %: {sum(took) / len(took):.2f} steps a sample, "

@@ -33,6 +33,7 @@ def inspect(
 
     from .._capture import capture
     from .._plan import plan
+    from .._substitute import notes
     from ..errors import ConfigError, PlanError
     from ..files import write_json
     from ..pipeline import ModelChoice, try_model
@@ -48,7 +49,8 @@ def inspect(
         example = example.movedim(0, batch_dim)
     try_model(module, example, where="inputs")
     captured = capture(module, example, batch_dim=batch_dim)
-    decided = plan(captured, dataclasses.replace(chosen.policy, allow_unknown=True), notes=chosen.lines())
+    decided = plan(captured, dataclasses.replace(chosen.policy, allow_unknown=True))
+    decided = dataclasses.replace(decided, notes=notes(decided, chosen))
     chosen.policy.check_patterns(decided.layers)
     show(decided.site_table())
     show(decided.operator_table())

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from .._place import op_name
 from .._state import Batch, State, batch_of, checksum
 from ..errors import ConfigError, DataError
 from ..files import write_atomically
@@ -96,7 +97,7 @@ def network_of(model: SpikingModel) -> dict[str, str]:
         "sites": _sha256([site_to_json(site) for site in model.plan.sites]),
         "thresholds": _sha256({name: threshold.to_json() for name, threshold in model.thresholds.items()}),
         "frames": frames_digest(model.calibration.frames),
-        "operators": _sha256([[node.name, str(node.target)] for node in model.program.body]),
+        "operators": _sha256([[node.name, op_name(node)] for node in model.program.body]),
         "weights": checksum(sorted(weights.items())),
     }
 

@@ -34,6 +34,7 @@ class Comparison:
     spiking_pj: np.ndarray
     source_pj: np.ndarray
     at_least: bool
+    at_most: bool = False  # the spiking side
 
     @property
     def ratio(self) -> np.ndarray:
@@ -49,6 +50,7 @@ class Comparison:
             "source_pj": self.source_pj.tolist(),
             "ratio": self.ratio.tolist(),
             "at_least": self.at_least,
+            "at_most": self.at_most,
         }
 
 
@@ -188,8 +190,9 @@ def _compared(
     seen_dense = paper.source_pj if widths is None else sum(n * layer_price(e, prices, widths) for e, n in dense)
     both, whole = mine["compute"] + mine["memory"], theirs["compute"] + theirs["memory"]
     pairs = ((seen, seen_dense), (mine["compute"], theirs["compute"]), (both, whole), (both - mine["saved"], whole))
-    every = np.ones(book.steps)
-    return [
-        Comparison(opponent, account, step.cumsum(), source * every, bool(book.uncounted) and account != "paper's")
-        for account, (step, source) in zip(ACCOUNTS, pairs, strict=True)
-    ]
+    every, bounds = np.ones(book.steps), (bool(book.uncounted), book.at_most)
+    found = []
+    for account, (step, source) in zip(ACCOUNTS, pairs, strict=True):
+        at_least, at_most = (False, False) if account == "paper's" else bounds
+        found.append(Comparison(opponent, account, step.cumsum(), source * every, at_least, at_most))
+    return found

@@ -16,9 +16,11 @@ def distinct_values(amplitudes: Sequence[float], steps: int, pulses: int = 1) ->
     counts: each sign is measured in its smallest level, so that a network is not credited with the mixtures that two
     unequal thresholds make possible. One level of one sign: T + 1, as in Yan et al., arXiv 2409.08290. Both signs of
     theta 2^k, k < n, at T = 1: 2n + 1. With several `pulses` a step only sums within the range of the levels count:
-    firings after the first refine a value, and its input is in range, so the opponent is not made wider than that.
+    firings after the first refine a value, and its input is in range, so the opponent is not made wider than that. One
+    level has nothing finer: there each firing widens the range.
     """
-    return _count(tuple(sorted(_grid(amplitudes))), steps * pulses, pulses > 1)
+    grid = _grid(amplitudes)
+    return _count(tuple(sorted(grid)), steps * pulses, pulses > 1 and max(map(abs, grid), default=1) > 1)
 
 
 def bits(amplitudes: Sequence[float], steps: int, pulses: int = 1) -> int:

@@ -5,12 +5,14 @@ The spiking network is the one `_literal` runs:
     constants (folded before inference)   nothing
     control (masks, positions)            once
     before the first neuron, analog       at every step in rate code, at the first step in sum code
-    weight layer on spikes                an accumulate and a shift per spike and synapse, a read of the weight each
+    weight layer on spikes                an accumulate and a shift per spike and synapse (a multiplication where
+                                          levels are no powers of two of each other), a read of the weight each
     product of spikes                     the same for its three terms; two sums of spikes and the product as state
     compensated operators                 the operator at every step; a running sum of each tensor that enters the
                                           module and a total of each that leaves it as state, in rate code one
                                           multiplication by 1/t and one by t
     other operators                       at every step
+    approximated operators                at most: the spikes of their bases (`bases`), in place of the exact operator
     neurons                               integrate, compare with every level (a naive scan), reset on a spike, state
     output                                summed at every step
 
@@ -31,6 +33,7 @@ from ..measure import Tally
 from ..neurons import plain
 from ..ops.multiply import ELEMENTWISE
 from ..types import Layer, Role
+from .bases import RULES as APPROXIMATED
 from .costs import COSTS
 from .kinds import Counts, Kind, added, times
 from .shapes import elements, is_tensor
@@ -38,6 +41,9 @@ from .spiking import Book, module_state, neuron, output, product, weight_layer
 
 if TYPE_CHECKING:
     from .._model import SpikingModel
+
+
+AT_MOST = "approximated, at most"
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,11 @@ class Ledger:
     entries: tuple[Entry, ...]
     uncounted: tuple[Operator, ...]
     steps: int
+
+    @property
+    def at_most(self) -> bool:
+        """Whether the spiking network's totals hold bounds in place of counts."""
+        return any(entry.treatment == AT_MOST for entry in self.entries)
 
     def source(self) -> Counts:
         """Counts of one inference of the source model."""
@@ -112,10 +123,13 @@ def _entry(item: Operator, node: torch.fx.Node, book: Book) -> Entry:
         return entry
     layer = book.layers.get(item.node)
     operands = tuple(operand.site for operand in layer.operands) if layer else ()
-    once, reads = _dense(item, node, layer, book)
+    rule = COSTS.get(node.target)
+    once, reads = _dense(item, node, layer, book, rule(node) if rule else {})
     entry = replace(entry, once=once, operands=operands, reads=reads)
     if item.role is Role.CONSTANT:
         return replace(entry, treatment="control", steps=times(_all(once, reads), book.first))
+    if item.node in book.approximated:
+        return replace(entry, treatment=AT_MOST, steps=_approximated(item, node, once, reads, book))
     if node not in book.flow.moving:
         steps = times(_all(once, reads), book.every if book.rate else book.first)
         return replace(entry, treatment="before the first neuron", steps=steps)
@@ -132,17 +146,29 @@ def _entry(item: Operator, node: torch.fx.Node, book: Book) -> Entry:
     return replace(entry, treatment="analog at every step", steps=steps)
 
 
+def _approximated(
+    item: Operator, node: torch.fx.Node, once: Counts, reads: tuple[tuple[str, int], ...], book: Book
+) -> Counts:
+    """An approximated operator at every step, or before the first neuron as the code has it."""
+    moved = {kind: once[kind] for kind in (Kind.WEIGHT_WORDS, Kind.ACTIVATION_WORDS)}
+    inside = times(APPROXIMATED[item.op](node, book.approximation), 1 / book.batch)
+    steps = _all(added((moved, inside)), reads)
+    if node not in book.flow.moving:
+        return times(steps, book.every if book.rate else book.first)
+    kept = module_state(node, item.role, book) if node in book.flow.modules else {}
+    return added((times(steps, book.every), times(kept, book.every)))
+
+
 def _all(once: Counts, reads: tuple[tuple[str, int], ...]) -> Counts:
     return added((once, {Kind.ACTIVATION_WORDS: sum(words for _, words in reads)}))
 
 
 def _dense(
-    item: Operator, node: torch.fx.Node, layer: Layer | None, book: Book
+    item: Operator, node: torch.fx.Node, layer: Layer | None, book: Book, counts: Counts
 ) -> tuple[Counts, tuple[tuple[str, int], ...]]:
     """One dense evaluation: arithmetic, and each operand read once, each result written once. A rearrangement is an
     address, not a copy. A gate of two signals is priced as the multiply-accumulate that the papers make of it."""
-    rule = COSTS.get(node.target)
-    counts = times(rule(node) if rule else {}, 1 / book.batch)
+    counts = times(counts, 1 / book.batch)
     if layer is not None and layer.role is Role.PRODUCT and node.target in ELEMENTWISE:
         counts = {Kind.MULTIPLY_ACCUMULATE: counts[Kind.MULTIPLY]}
     if item.role is Role.STRUCTURAL:

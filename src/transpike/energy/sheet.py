@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..table import Table
-from .accounts import Comparison
 
 if TYPE_CHECKING:
     from .accounts import EnergySheet
 
+AT_MOST = (
+    "at most: every basis of an approximated operator is taken to spike at every decay of the window; the bases are "
+    "counted, which the published formula leaves out"
+)
 ASSUMED = (
     "spiking network: constants before the first neuron are emitted at every step in rate code; neurons compare with "
     "every level; a spike's power of two is a shift; a sum over synapses stays in a register until the step ends",
@@ -29,12 +34,14 @@ def comparison_table(sheet: EnergySheet) -> Table:
     rows = []
     for c in sheet.comparisons:
         ratios = (f"{c.ratio[t - 1]:.3f}" for t in shown)
-        rows.append((c.opponent, c.account, *ratios, _micro(c, c.spiking_pj), _micro(c, c.source_pj)))
+        bound = {(True, False): "at least ", (False, True): "at most ", (True, True): "about "}
+        mine, theirs = bound.get((c.at_least, c.at_most), ""), "at least " if c.at_least else ""
+        rows.append((c.opponent, c.account, *ratios, mine + _micro(c.spiking_pj), theirs + _micro(c.source_pj)))
     return Table("Energy per sample: ratio to the opponent", columns, tuple(rows), _notes(sheet))
 
 
-def _micro(comparison: Comparison, values: object) -> str:
-    return f"{'at least ' if comparison.at_least else ''}{values[-1] / 1e6:,.2f}"  # type: ignore[index]
+def _micro(values: np.ndarray) -> str:
+    return f"{values[-1] / 1e6:,.2f}"
 
 
 def _notes(sheet: EnergySheet) -> tuple[str, ...]:
@@ -48,6 +55,7 @@ def _notes(sheet: EnergySheet) -> tuple[str, ...]:
         f"same information: {span} bits after T={sheet.steps}, ceil(log2(distinct sums of T spikes)) by site",
         f"the paper's account sees {100 * sheet.paper_share[-1]:.1f} % of the compute-complete energy (FP32)",
         "shared reads: each weight and operand is read once a step at most, the least any order of events can do",
+        *((AT_MOST,) if sheet.ledger.at_most else ()),
         *ASSUMED,
     )
     if not sheet.uncounted:

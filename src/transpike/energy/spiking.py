@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, log2
+from math import ceil, frexp, log2
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.fx
 
 from ..measure import Tally
 from ..types import Layer, Role, Site
-from .kinds import Counts, Kind
+from .kinds import Counts, Kind, added
 from .shapes import MODULES, Flow, elements, flow, is_tensor
 
 if TYPE_CHECKING:
@@ -30,13 +30,30 @@ class Book:
         self.first = np.eye(1, tally.steps)[0]
         self.rate = any(neuron.code == "rate" for neuron in model.neurons.values())
         self.reuse = reuse
+        self.uneven = {
+            site for site, neuron in model.neurons.items() if _uneven(neuron.amplitudes(model.thresholds[site]))
+        }
+        self.approximated = model.approximated
+        self.approximation = model.recipe.operators
         self.summed: set[torch.fx.Node] = set()  # tensors whose running sum some module already keeps
 
     def size(self, node: Any) -> float:
         return elements(node) / self.batch
 
+    def scaling(self, layer: Layer) -> Kind:
+        """What a spike's level does to a weight: a shift where levels are powers of two of each other."""
+        sites = [operand.site for operand in layer.operands if operand.site]
+        return Kind.MULTIPLY if any(site in self.uneven for site in sites) else Kind.SHIFT
+
     def spikes(self, site: str) -> np.ndarray:
         return self.tally.spikes[site] / self.tally.samples
+
+
+def _uneven(amplitudes: tuple[float, ...]) -> bool:
+    """Whether some level of a sign is no power of two times another."""
+    signs = ([a for a in amplitudes if a > 0], [-a for a in amplitudes if a < 0])
+    mantissas = [{round(frexp(level / max(side))[0], 9) for level in side} for side in signs if side]
+    return any(found != {0.5} for found in mantissas)
 
 
 def weight_layer(node: torch.fx.Node, layer: Layer, bias: float, book: Book) -> tuple[Counts, Counts]:
@@ -44,9 +61,9 @@ def weight_layer(node: torch.fx.Node, layer: Layer, bias: float, book: Book) -> 
     operations = book.tally.operations[layer.name] / book.tally.samples
     weight = book.flow.nodes[layer.operands[1 - layer.signal_position].node]
     reads = operations / book.reuse
-    steps = {
+    steps: Counts = {
         Kind.ACCUMULATE: operations,
-        Kind.SHIFT: operations,
+        book.scaling(layer): operations,
         Kind.WEIGHT_WORDS: reads,
         Kind.ADD: bias * (book.every if book.rate else book.first),
         Kind.ACTIVATION_WORDS: book.size(node) * book.every,
@@ -61,15 +78,15 @@ def product(node: torch.fx.Node, layer: Layer, book: Book) -> tuple[Counts, Coun
     spikes = sum((book.spikes(site) for site in sites), 0 * book.every)
     size = book.size(node) * book.every
     reads = operations / book.reuse
-    steps = {
+    steps: Counts = {
         Kind.ACCUMULATE: operations,
-        Kind.SHIFT: operations,
+        book.scaling(layer): operations,
         Kind.INTEGRATE: spikes,  # into the two sums of spikes
         Kind.STATE_WORDS: reads + 2 * spikes + (2 * size if book.rate else 0),
-        Kind.MULTIPLY: 2 * size if book.rate else 0 * size,  # P(t) / t and P(t-1) / (t-1)
         Kind.ADD: size if book.rate else 0 * size,
         Kind.ACTIVATION_WORDS: size,
     }
+    steps = added((steps, {Kind.MULTIPLY: 2 * size if book.rate else 0 * size}))  # P(t) / t and P(t-1) / (t-1)
     whole = sum(book.size(book.flow.nodes[operand.node]) for operand in layer.operands)
     return steps, {Kind.STATE_WORDS: np.maximum(reads - whole, 0)}
 

@@ -12,33 +12,40 @@ To add a neuron, add its file and its row in NEURONS.
 from __future__ import annotations
 
 from .differential import Differential
+from .exponential_decay import ExponentialDecay
 from .few_spikes import FewSpikes
 from .frame import Frame, Framed, framed, frames_to, own_units, plain
 from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
+from .parallel import Parallel
 from .published import PublishedMultiThreshold
-from .trajectory import Neuron, advance, spikes_in, trajectory
+from .trajectory import Neuron, advance, fire_once, spikes_in, trajectory
 
 NEURONS: dict[str, type[Neuron]] = {
     "multi-threshold": MultiThreshold,
     "published-multi-threshold": PublishedMultiThreshold,
     "differential": Differential,
     "few-spikes": FewSpikes,
+    "exponential-decay": ExponentialDecay,
+    "parallel": Parallel,
 }
 
 __all__ = [
     "KERNELS",
     "NEURONS",
     "Differential",
+    "ExponentialDecay",
     "FewSpikes",
     "Frame",
     "Framed",
     "MultiThreshold",
     "Neuron",
+    "Parallel",
     "PublishedMultiThreshold",
     "advance",
     "choose",
     "compiled_trajectory",
+    "fire_once",
     "fits",
     "framed",
     "frames_to",

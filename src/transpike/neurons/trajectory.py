@@ -19,7 +19,8 @@ class Neuron(Protocol):
 
     code -- "rate": a signal's value is the mean of what was emitted; "sum": the sum. pulses -- how often the neuron may
     fire within one step: `step` is repeated that often, on the same input. quantise -- Q, which turns a membrane into
-    what is emitted. amplitudes -- every value Q can emit but 0, one per binary channel.
+    what is emitted. amplitudes -- every value Q can emit but 0, one per binary channel. A neuron may also have
+    at_once(state, t, mean_in, threshold) -> (state, mean_out, how many spikes), all firings of a step in closed form.
     """
 
     name: ClassVar[str]
@@ -61,6 +62,22 @@ def advance(
     return state, mean_out, trains  # type: ignore[return-value]
 
 
+def fire_once(
+    neuron: Neuron, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold, *, count: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """One time-step: the state and mean after it and, with `count`, how often each neuron fired. A neuron that has its
+    firings `at_once`, in closed form, is not asked for them one by one."""
+    frame = getattr(neuron, "frame", None)
+    if frame is not None:
+        inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
+        state, mean_out, spikes = fire_once(inner, state, t, frame.enter(mean_in), threshold, count=count)
+        return state, frame.leave(mean_out), spikes
+    if hasattr(neuron, "at_once"):
+        return neuron.at_once(state, t, mean_in, threshold)
+    state, mean_out, trains = advance(neuron, state, t, mean_in, threshold)
+    return state, mean_out, spikes_in(trains) if count else None
+
+
 def spikes_in(trains: list[torch.Tensor]) -> torch.Tensor:
     """How often each neuron fired: bool for one firing, uint8 for more."""
     if len(trains) == 1:
@@ -83,7 +100,7 @@ def trajectory(
     Returns: running means of the output [T, ...]; and, with masks, two tensors [T, ...]: how many spikes a neuron
     emitted in a step (bool where it emits at most one, else uint8), and whose emitted sum is non-zero after it (bool:
     what a compensated product multiplies with).
-    Invariant: equals calling `advance` T times on whole tensors, bit for bit.
+    Invariant: equals calling `advance` T times on whole tensors, bit for bit (but for rounding, in closed form).
     """
     frame = getattr(neuron, "frame", None)
     if frame is not None:
@@ -99,9 +116,9 @@ def trajectory(
         part = slice(start, start + size)
         state = None
         for t in range(steps):
-            state, out[t, part], trains = advance(neuron, state, t + 1, flat[t, part], threshold)
+            state, out[t, part], spikes = fire_once(neuron, state, t + 1, flat[t, part], threshold, count=masks)
             if fired is not None and spoken is not None:
-                fired[t, part] = spikes_in(trains)
+                fired[t, part] = spikes
                 torch.ne(state, 0, out=spoken[t, part])
     return (
         out.view(shape),

@@ -20,9 +20,10 @@ class Balanced:
 
     D is the mean squared error and K the mean number of spikes of site i's neuron on its calibration histogram, I the
     Fisher information of the prediction about the site, c N the operations of one spike of each neuron. lambda is set
-    so that the first sum, the expected KL divergence from the source's prediction in nats, is `divergence`; or, where
-    `energy` is given, so that the second costs that share of the source (the paper's account, 0.9 to 4.6 pJ, without
-    the products of two spiking signals). Each site also gets as many levels as its range needs.
+    so that the KL divergence from the source's prediction in nats, of which the first sum is an estimate, is
+    `divergence` on the calibration samples (within 15 %: the network runs with its neurons a few times, to see); or,
+    where `energy` is given, so that the second costs that share of the source (the paper's account, 0.9 to 4.6 pJ,
+    without the products of two spiking signals). Each site also gets as many levels as its range needs.
     granularity -- "neuron": a site's thresholds also differ, by powers of two, between its channels, heads and
     positions, by what each has of the information, so that noise of every neuron costs the same; "channel" and "head":
     between those only; "tensor": one threshold for all neurons of a site.

@@ -54,12 +54,14 @@ def _row(outcome: Outcome, t: int) -> tuple[str, ...]:
     judged = () if accuracy is None else (_percent(accuracy), _range(accuracy, score.labelled))
     agreement = (_percent(found["agreement"]), _range(found["agreement"], score.samples))
     spikes = (f"{found['spikes_per_neuron']:.2f}", f"{found['spikes_per_synapse']:.2f}")
-    ratios = (found["energy"][name] for name in ACCOUNTS)
-    return str(t), *judged, *agreement, *spikes, *(f"{ratio:.3f}" if isfinite(ratio) else "-" for ratio in ratios)
+    bound = {name: "<=" if found["at_most"] and name != "paper" else "" for name in ACCOUNTS}
+    ratios = (f"{bound[name]}{x:.3f}" if isfinite(x) else "-" for name, x in found["energy"].items())
+    return str(t), *judged, *agreement, *spikes, *ratios
 
 
 def point(outcome: Outcome, t: int) -> dict[str, Any]:
-    """What one recipe gives with t steps; energy as ratio to the source in FP32, by account."""
+    """What one recipe gives with t steps; energy as ratio to the source in FP32, by account: all but the paper's at
+    most so much where `at_most`."""
     assert outcome.evaluation is not None and outcome.sheet is not None
     score, sheet = outcome.evaluation.score, outcome.sheet
     accuracy = None if score.accuracy is None else score.accuracy[t - 1]
@@ -72,6 +74,7 @@ def point(outcome: Outcome, t: int) -> dict[str, Any]:
         "spikes_per_neuron": float(sheet.spikes_per_neuron[t - 1]),
         "spikes_per_synapse": float(sheet.paper.spikes_per_synapse[t - 1]),
         "energy": {name: float(sheet.comparison("FP32", account).ratio[t - 1]) for name, account in ACCOUNTS.items()},
+        "at_most": sheet.ledger.at_most,
     }
 
 
@@ -87,7 +90,9 @@ def _notes(comparison: RecipeComparison) -> tuple[str, ...]:
     )
     uncounted = max((len(sheet.uncounted) for sheet in sheets if sheet is not None), default=0)
     missing = f"at least: {uncounted} operator(s) of unknown cost are not in compute and memory"
-    return (source, energy, missing) if uncounted else (source, energy)
+    bound = "<=: every basis of an approximated operator is taken to spike at every decay of its window"
+    bounded = any(sheet.ledger.at_most for sheet in sheets if sheet is not None)
+    return (source, energy, *((missing,) if uncounted else ()), *((bound,) if bounded else ()))
 
 
 def comparison_document(

@@ -1,0 +1,30 @@
+"""ECMT as its paper has it."""
+
+from __future__ import annotations
+
+from ..neurons import MultiThreshold
+from ..policy import Policy
+from .recipe import Recipe
+from .rules import range_rule
+
+
+def ecmt(
+    *,
+    levels: int = 8,
+    percentile: float = 1.0,
+    rule: str = "percentile",
+    symmetric: bool = False,
+    cutoff: float = 1.0,
+    first_layer: str = "analog",
+    head: str = "spiking",
+    analog: tuple[str, ...] = (),
+    allow_unknown: bool = False,
+) -> Recipe:
+    """ECMT as the paper has it: the calibrated base is the largest level, the nearest level fires.
+
+    Source: arXiv 2502.21193. Left open there and chosen here: the percentile (1, the maximum: what a ceiling clips, no
+    number of steps brings back), one threshold per sign and tensor, a neuron before the head, ties to the larger
+    level, thresholds rounded up to 8 significant bits. Best measured settings: symmetric=True, cutoff=0.5, levels=10.
+    """
+    policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
+    return Recipe("ecmt", MultiThreshold(levels, cutoff), range_rule(rule, percentile, symmetric), policy)
