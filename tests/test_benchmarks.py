@@ -75,7 +75,7 @@ def test_the_readme_shows_what_the_speed_results_hold(monkeypatch: pytest.Monkey
     files = sorted((ROOT / "benchmarks" / "results").glob("models_*.json"))
     runs = [run for path in files for run in json.loads(path.read_text("utf-8"))]
     table = importlib.import_module("models_table").rows(runs)
-    assert len(table) > 4
+    assert len(table) > 2
     assert "\n".join(table) in (ROOT / "README.md").read_text("utf-8")
 
 
