@@ -68,3 +68,27 @@ def test_models_are_the_published_ones(common: Any) -> None:
         x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             torch.testing.assert_close(common.MODELS[name](SHARED)(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_readme_shows_what_the_speed_results_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    files = sorted((ROOT / "benchmarks" / "results").glob("models_*.json"))
+    runs = [run for path in files for run in json.loads(path.read_text("utf-8"))]
+    table = importlib.import_module("models_table").rows(runs)
+    assert len(table) > 2
+    assert "\n".join(table) in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_step_by_step_network_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    import transpike
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    step_by_step = importlib.import_module("step_by_step").step_by_step
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2).double().eval()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    snn = transpike.convert(source, [images])
+    thresholds = {name: (threshold.positive, threshold.negative) for name, threshold in snn.thresholds.items()}
+    ours = snn.simulate(images, 4).outputs
+    assert (step_by_step(source, images, thresholds, 4) - ours).abs().max() < 1e-10

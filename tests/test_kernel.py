@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import transpike
-from transpike.errors import ConfigError
+from transpike.errors import ConfigError, DataError
 from transpike.neurons import (
     Differential,
     ExponentialDecay,
@@ -19,6 +19,7 @@ from transpike.neurons import (
     trajectory,
 )
 from transpike.neurons.kernel import WORTH_COMPILING, refusal
+from transpike.neurons.multi_threshold import _by_splitting, nearest_power_of_two
 from transpike.types import Threshold
 
 CPU = torch.device("cpu")
@@ -46,9 +47,9 @@ def test_compiled_is_eager_bit_for_bit(neuron: Neuron, thresholds: tuple[Thresho
     values = torch.randn(3, 1009, generator=torch.Generator().manual_seed(0)) * 2
     values[:, :40] = torch.arange(40) * 0.0625 - 1.25
     for threshold in thresholds:
-        for masks in (True, False):
-            eager = trajectory(neuron, values, threshold, masks=masks)
-            compiled = compiled_trajectory(neuron, values, threshold, masks=masks)
+        for masks, dtype in ((True, None), (False, None), (False, torch.bfloat16)):
+            eager = trajectory(neuron, values, threshold, masks=masks, dtype=dtype)
+            compiled = compiled_trajectory(neuron, values, threshold, masks=masks, dtype=dtype)
             for one, other in zip(eager, compiled, strict=True):
                 assert (one is None) == (other is None)
                 if one is not None and other is not None:
@@ -79,3 +80,27 @@ def test_what_is_chosen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_negative_thresholds_are_left_to_the_scan() -> None:
     assert fits(PublishedMultiThreshold(), LOPSIDED)
     assert not fits(PublishedMultiThreshold(), Threshold(0.5, -0.1))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_found_and_its_site_named(bad: float) -> None:
+    values = torch.randn(3, 100)
+    values[1, 7] = bad
+    out = compiled_trajectory(Differential(), values, SYMMETRIC, masks=False)[0]
+    assert out.isnan().nonzero().tolist()[0] == [1, 7]
+    model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
+    snn = transpike.convert(model, [images], "cascade")
+    images[2, 0, 3, 3] = bad
+    for kernel in ("compiled", "eager"):
+        with pytest.raises(DataError, match=r"site blocks\.0\.attn\.qkv:input received NaN or infinity"):
+            snn.simulate(images, 2, kernel=kernel)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_splitting_is_the_nearest_power_of_two_for_every_mantissa(dtype: torch.dtype) -> None:
+    mantissas = (torch.arange(1 << 23, dtype=torch.int32) | 0x3F800000).view(torch.float32).to(dtype)
+    ties = torch.tensor([1.5, 1.5 - 2**-52, 1.5 + 2**-52, 2 - 2**-52, 1 + 2**-52], dtype=torch.float64).to(dtype)
+    for exponent in (-30, -1, 0):
+        values = torch.cat([mantissas, ties]) * 2.0**exponent
+        assert torch.equal(_by_splitting(values), nearest_power_of_two(values))
+    assert _by_splitting(torch.zeros(2, dtype=dtype)).tolist() == [0, 0]

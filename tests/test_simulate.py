@@ -12,6 +12,7 @@ from torch import nn
 import transpike
 from oracle import BLOCK_SITES, Block, Membrane, literal_block
 from transpike._execute import run_body, run_prefix
+from transpike._simulate import check_precision
 from transpike.errors import ConfigError, DataError, TranspikeError
 from transpike.neurons import PublishedMultiThreshold
 from transpike.observers import Percentile
@@ -275,6 +276,27 @@ def test_autocast_leaves_the_state_in_float32(mode: str, monkeypatch: pytest.Mon
     assert states == {torch.float32}
     assert run.outputs.isfinite().all()
     assert (run.outputs.float() - plain.outputs).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("mode", ["folded", "streaming"])
+def test_bfloat16_is_autocast_and_measured(mode: str) -> None:
+    torch.manual_seed(4)
+    model, x = Block().float().eval(), randn(6, 4, 6).float()
+    snn = transpike.convert(model, [x])
+    run = snn.simulate(x, 3, mode=mode, precision="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = snn.simulate(x, 3, mode=mode).outputs
+    assert run.outputs.dtype == torch.float32
+    assert torch.equal(run.outputs, expected.float())
+    plain = snn.simulate(x, 3, mode=mode).outputs
+    assert 0 < (run.outputs - plain).abs().max() < 0.5
+    found = check_precision(snn, x, steps=3, mode=mode)
+    assert found.largest_difference == (run.outputs[-1] - plain[-1]).abs().max()
+    assert found.agreement == (run.outputs[-1].argmax(-1) == plain[-1].argmax(-1)).double().mean()
+    snn.precision = "bfloat16"
+    assert torch.equal(snn.simulate(x, 3, mode=mode).outputs, run.outputs)
+    with pytest.raises(ConfigError, match="precision must be one of float32, bfloat16, not 'float16'"):
+        snn.simulate(x, 3, precision="float16")
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

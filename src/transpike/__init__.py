@@ -12,6 +12,7 @@ from ._compare import RecipeComparison, compare
 from ._convert import convert
 from ._correct import correct
 from ._diagnose import diagnose
+from ._early_exit import EarlyExit, early_exit, stop_early
 from ._evaluate import Evaluation, evaluate
 from ._load import load
 from ._model import SpikingModel
@@ -30,6 +31,7 @@ __all__ = [
     "RECIPES",
     "Calibration",
     "Captured",
+    "EarlyExit",
     "Evaluation",
     "Group",
     "LayerView",
@@ -52,10 +54,12 @@ __all__ = [
     "convert",
     "correct",
     "diagnose",
+    "early_exit",
     "evaluate",
     "join",
     "load",
     "plan",
     "simulate",
+    "stop_early",
     "tune",
 ]

@@ -10,7 +10,16 @@ import torch.fx
 
 from . import ops
 from ._execute import Program, Values, call
-from .measure import Tally, dense_operations, fan_out, per_step, product_operations
+from .measure import (
+    Tally,
+    counts_apart,
+    dense_operations,
+    fan_out,
+    paired,
+    per_step,
+    product_counts,
+    product_operations,
+)
 from .ops.shape import KEEPS_ALL
 from .types import Layer, Role
 
@@ -39,6 +48,7 @@ class Counter:
         self.folded = folded
         self.terms = terms
         self.samples = tally.samples
+        self.rows = np.arange(tally.samples)  # which samples of the batch are (still) simulated
         self.step = 0
         self.spikes: dict[str, np.ndarray] = {}
         self.sizes: dict[str, int] = {}
@@ -50,7 +60,7 @@ class Counter:
     def fired(self, marker: torch.fx.Node, fired: torch.Tensor, spoken: torch.Tensor) -> None:
         """Masks [T, ...] in the order time first; the mask is stored in the layout of the tensor."""
         neurons = fired[0].numel() // self.samples
-        counts = count_true(fired)
+        counts = self._by_sample(marker, fired)
         site = str(marker.args[1])
         self.spikes[site], self.sizes[site] = counts, fired.numel()
         self.tally.add_spikes(site, self.step, counts, neurons)
@@ -61,6 +71,24 @@ class Counter:
             masks.append(torch.cat([last, spoken[:-1]]))
             self.spoken[marker] = spoken[-1:]
         self.masks[marker] = tuple(fold_back(mask, axis) for mask in masks)
+
+    def _by_sample(self, marker: torch.fx.Node, fired: torch.Tensor) -> np.ndarray:
+        """Spikes per step [T], and those of each sample added to the tally where the batch is known."""
+        if marker.meta.get("batch_axis", -1) in (None, -1):
+            return count_true(fired)
+        axis = batch_axis(marker) + 1
+        apart = fired.unflatten(axis, (self.samples, -1)).movedim(axis, 1)
+        counts = count_true(apart.flatten(0, 1)).reshape(len(fired), self.samples)
+        if self.tally.by_sample is None:
+            self.tally.by_sample = np.zeros((self.tally.steps, self.tally.samples), np.int64)
+        self.tally.by_sample[self.step : self.step + len(fired), self.rows] += counts
+        return counts.sum(1)
+
+    def keep(self, places: torch.Tensor) -> None:
+        """Of the samples simulated so far, go on with those at `places`."""
+        for marker, spoken in self.spoken.items():
+            self.spoken[marker] = keep_samples(spoken, batch_axis(marker) + 1, self.samples, places)
+        self.rows, self.samples = self.rows[places.cpu().numpy()], len(places)
 
     def after(self, node: torch.fx.Node, values: Values) -> None:
         layer = self.layers.get(node.name)
@@ -122,9 +150,16 @@ class Counter:
     def _product(self, node: torch.fx.Node, nodes: tuple[torch.fx.Node, torch.fx.Node]) -> torch.Tensor:
         axes = (batch_axis(nodes[0]), batch_axis(nodes[1]))
         left, right = (self.masks[operand] for operand in nodes)
+        apart = counts_apart(node)
+        if apart:  # each mask is counted once, whatever it is paired with
+            left, right = (
+                tuple(product_counts(mask, side, self.folded, axes[side]) for mask in masks)
+                for side, masks in enumerate((left, right))
+            )
         pairs = [(left[0], right[1])]  # with the sum after the step
         pairs += [(left[2], right[0])] if self.terms == 2 else [(left[1], right[0]), (left[0], right[0])]
-        return sum(product_operations(node, a, b, self.folded, axes) for a, b in pairs)  # type: ignore[return-value]
+        found = (paired(a, b) if apart else product_operations(node, a, b, self.folded, axes) for a, b in pairs)
+        return sum(found)  # type: ignore[return-value]
 
 
 def count_true(mask: torch.Tensor) -> np.ndarray:
@@ -148,6 +183,11 @@ def batch_axis(node: torch.fx.Node) -> int:
     return 0 if axis is None or axis < 0 else axis
 
 
+def keep_samples(value: torch.Tensor, axis: int, samples: int, places: torch.Tensor) -> torch.Tensor:
+    """A value of a batch of `samples` along `axis`, for those at `places` only."""
+    return value.unflatten(axis, (samples, -1)).index_select(axis, places).flatten(axis, axis + 1)
+
+
 def fold_back(value: torch.Tensor, axis: int) -> torch.Tensor:
     """[T, ..., B, ...] -> [..., T*B, ...]: time back into the batch axis, outermost."""
     if value.shape[0] == 1:
@@ -155,4 +195,4 @@ def fold_back(value: torch.Tensor, axis: int) -> torch.Tensor:
     return value.movedim(0, axis).flatten(axis, axis + 1)
 
 
-__all__ = ["Counter", "batch_axis", "fold_back"]
+__all__ = ["Counter", "batch_axis", "fold_back", "keep_samples"]

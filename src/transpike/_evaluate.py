@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 
 from ._journal import Journal, identity, open_journal
 from ._model import SpikingModel
+from ._simulate import Run
 from .energy import PaperAccount, paper_account
 from .errors import ConfigError, DataError
 from .group import ALONE, Group
@@ -51,6 +52,7 @@ class Numbered:
 
 
 Read = Callable[[Iterator[int]], Iterator[Numbered]]
+Watch = Callable[[Run, torch.Tensor | None], None]
 
 
 @dataclass
@@ -88,6 +90,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     journal: str | Path | None = None,
     group: Group = ALONE,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Run source and spiking model on every batch and count.
 
@@ -95,6 +98,7 @@ def evaluate(
     asked, or None). journal -- a file that keeps what every batch gave; a run that was killed continues there, on the
     same batches in the same order, which are read and compared but not run again. group -- processes that divide the
     batches (`transpike.join()`); each is given all of them and all return the same Evaluation.
+    watch -- told of every run and its labels as they come; not with a journal or several processes.
     Raises: DataError when there is no sample; ConfigError for a journal of another run; ProcessError.
     """
 
@@ -106,8 +110,9 @@ def evaluate(
                 wanted = next(numbers)
 
     return evaluate_numbered(
-        model, read, steps=steps, mode=mode, progress=progress, journal=journal, group=group, about={}, whole=True
-    )
+        model, read, steps=steps, mode=mode, progress=progress, journal=journal, group=group, about={}, whole=True,
+        watch=watch,
+    )  # fmt: skip
 
 
 def evaluate_numbered(
@@ -122,12 +127,15 @@ def evaluate_numbered(
     on_failure: Callable[[str, Exception], None] | None = None,
     journal: str | Path | None = None,
     group: Group = ALONE,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """As `evaluate`, on batches that `read` gives by ascending number.
 
     Arguments: about -- JSON values that name the samples, for the journal. whole -- compare all batches that the
     journal has with those given now, not only the first.
     """
+    if watch is not None and (journal is not None or group.count > 1):
+        raise ConfigError("runs can only be watched by one process and without a journal; leave the journal out")
     with contextlib.ExitStack() as stack:
         stack.enter_context(group.telling())
         kept = journal is not None
@@ -136,7 +144,7 @@ def evaluate_numbered(
         book = stack.enter_context(open_journal(Path(journal), run)) if kept and group.main else None
         done, total = _saved(book, steps, group)
         again = 0 if book is None else done if whole else min(done, 1)
-        shares = _outcomes(model, read, steps, mode, (done, again), book, group, kept)
+        shares = _outcomes(model, read, steps, mode, (done, again), book, group, kept, watch)
         _tell(total, progress, on_failure, total.failed)
         for fresh in _rounds(shares, group):
             for entry in fresh:
@@ -179,6 +187,7 @@ def _outcomes(
     book: Journal | None,
     group: Group,
     kept: bool,
+    watch: Watch | None,
 ) -> Iterator[dict[str, Any]]:
     """What this process's batches give, as entries of the journal."""
     done, again = place
@@ -189,7 +198,7 @@ def _outcomes(
             _compare(content, item.number, book)
             compared += 1
             continue
-        yield {"batch": item.number, "content": content, **_outcome(model, item, steps, mode).to_json()}
+        yield {"batch": item.number, "content": content, **_outcome(model, item, steps, mode, watch).to_json()}
     if book is not None and compared < again:
         raise ConfigError(f"journal {book.path} has {again} batches, but now there are only {compared}")
 
@@ -210,13 +219,15 @@ def _rounds(shares: Iterator[dict[str, Any]], group: Group) -> Iterator[list[dic
         turns = 1 if group.count == 1 else max(1, min(64, int(MEETING / max(slowest, 1e-9))))
 
 
-def _outcome(model: SpikingModel, item: Numbered, steps: int, mode: str) -> Outcome:
+def _outcome(model: SpikingModel, item: Numbered, steps: int, mode: str, watch: Watch | None) -> Outcome:
     score, batch = Agreement(steps), item.batch
     if batch is None:
         return Outcome(score, Tally(steps), "", list(item.failed))
     run = model.simulate(batch.inputs, steps, mode=mode)
     labels = None if batch.labels is None else batch.labels.to(run.outputs.device)
     score.update(model.source(batch.inputs), run.outputs, labels)
+    if watch is not None:
+        watch(run, labels)
     return Outcome(score, run.spikes, run.mode, list(item.failed))
 
 

@@ -95,6 +95,8 @@ def identity(model: SpikingModel, steps: int, mode: str) -> dict[str, Any]:
         "frames": frames_digest(model.calibration.frames),
         "steps": steps,
         "mode": mode,
+        "max_memory": model.max_memory,
+        "precision": model.precision,
         "dtype": sorted({str(p.dtype).removeprefix("torch.") for p in model.program.module.parameters()}),
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu {torch.backends.cpu.get_cpu_capability()}",
         "threads": None if cuda else torch.get_num_threads(),

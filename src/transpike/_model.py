@@ -29,8 +29,9 @@ class SpikingModel:
 
     Attributes: plan, recipe, calibration -- the decisions, all printable. source_module -- the module that was
     converted. unfoldable -- why the time-steps cannot be folded into the batch, or "". kernel -- how `simulate` runs
-    neurons unless told otherwise: "auto", "compiled" or "eager". approximated -- nodes of nonlinear operators that the
-    recipe approximates.
+    neurons unless told otherwise: "auto", "compiled" or "eager". max_memory -- bytes that a run may take unless told
+    otherwise; None is half of the memory available. precision -- "float32" or "bfloat16", unless told otherwise.
+    approximated -- nodes of nonlinear operators that the recipe approximates.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class SpikingModel:
         self.calibration = calibration
         self.unfoldable = unfoldable
         self.kernel = "auto"
+        self.max_memory: int | None = None
+        self.precision = "float32"
         self.program = cut(substituted(marked, plan, recipe))
         self.approximated = frozenset(item.node for item in replaced(plan, recipe))
         self.neurons: Mapping[str, Neuron] = {}
@@ -98,6 +101,11 @@ class SpikingModel:
     def samples_in(self, leaves: tuple[torch.Tensor, ...]) -> int:
         return batch_size(self.captured, leaves)
 
+    @property
+    def batch_axes(self) -> tuple[int | None, ...]:
+        """Where each input tensor has its batch."""
+        return tuple(spec.batch_axis for spec in self.captured.inputs)
+
     @cached_property
     def neurons_per_sample(self) -> int:
         return sum(site.neurons for site in self.plan.sites)
@@ -110,10 +118,14 @@ class SpikingModel:
         mode: str = "auto",
         count: bool = True,
         kernel: str | None = None,
+        max_memory: int | None = None,
+        precision: str | None = None,
     ) -> Run:
         """Simulate `steps` time-steps on a batch of model inputs; see `transpike.simulate`."""
         steps = self.recipe.steps if steps is None else steps
-        return simulate(self, inputs, steps=steps, mode=mode, count=count, kernel=kernel)
+        return simulate(
+            self, inputs, steps=steps, mode=mode, count=count, kernel=kernel, max_memory=max_memory, precision=precision
+        )
 
     @torch.no_grad()
     def source(self, inputs: Any) -> torch.Tensor:

@@ -85,3 +85,11 @@ def without_calibration(
         return data, ""
     remark = f"{len(data.samples) - len(kept)} samples of {data.spec} {did} and are left out"
     return Part(Subset(data.samples, kept), data.spec), remark
+
+
+def calibrated_on(samples: Samples, saved: Mapping[str, Any]) -> Part | None:
+    """Those of all the samples of a source that calibrated a saved network, or None where they come from elsewhere."""
+    if samples.fingerprint() != saved.get("fingerprint"):
+        return None
+    used = range(len(samples)) if saved.get("indices") is None else saved["indices"]
+    return Part(Subset(samples, tuple(used)), str(saved.get("data", "")))

@@ -6,14 +6,17 @@ neurons have state (DESIGN 2.1).
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.fx
 
 from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
+from ._memory import pieces, samples_at_once
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
 from .neurons import KERNELS, choose, compiled_trajectory, fire_once, fits, trajectory
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from ._model import SpikingModel
 
 MODES = ("auto", "folded", "streaming")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,15 @@ class Run:
 
 @torch.no_grad()
 def simulate(
-    model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto", count: bool = True, kernel: str | None = None
+    model: SpikingModel,
+    inputs: Any,
+    *,
+    steps: int,
+    mode: str = "auto",
+    count: bool = True,
+    kernel: str | None = None,
+    max_memory: int | None = None,
+    precision: str | None = None,
 ) -> Run:
     """Simulate `steps` time-steps on one batch.
 
@@ -55,7 +67,10 @@ def simulate(
     independent of T; "auto" folds where conversion found that the model allows it. count -- also count spikes and
     synaptic operations. kernel -- "compiled" runs folded neurons as one compiled pass over memory, "eager" step by step
     in PyTorch, with the same results; "auto" compiles where that is worth it and a compiler is there; None is the
-    model's own choice, `model.kernel`.
+    model's own choice, `model.kernel`. max_memory -- bytes that the run may take beside weights and inputs: a batch
+    that needs more is simulated in parts; None is `model.max_memory` or, where that is None, half of what is available.
+    precision -- "bfloat16" runs all operators under autocast, with the state of neurons in float32 as ever; "float32"
+    leaves the model as it is; None is `model.precision`.
     Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for
     inputs of another shape.
     """
@@ -65,37 +80,98 @@ def simulate(
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode == "folded" and model.unfoldable:
         raise ConfigError(f"this model cannot run folded ({model.unfoldable}); use mode='streaming'")
+    if (precision := precision or model.precision) not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     leaves = model.prepare(inputs)
-    tally = Tally(steps, samples=model.samples_in(leaves))
+    samples = model.samples_in(leaves)
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
-    if not folded:
-        return Run(_streaming(model, leaves, tally, count), tally, "streaming", "eager (steps run one by one)")
-    chosen = kernel or model.kernel
+    chosen = "eager (steps run one by one)" if not folded else kernel or model.kernel
     if chosen in KERNELS:
-        chosen = choose(chosen, model.neurons_per_sample * tally.samples * steps, model.device)
-    return Run(_folded(model, leaves, tally, count, chosen == "compiled"), tally, "folded", chosen)
+        chosen = choose(chosen, model.neurons_per_sample * samples * steps, model.device)
+    budget = model.max_memory if max_memory is None else max_memory
+    size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
+    runs = []
+    for part in [leaves] if size >= samples else pieces(leaves, model.batch_axes, size):
+        tally = Tally(steps, samples=model.samples_in(part))
+        with autocast(model, precision):
+            if folded:
+                output = _folded(model, part, tally, count, chosen == "compiled")
+            else:
+                output = _streaming(model, part, tally, count)
+        runs.append((output if precision == "float32" else output.float(), tally))
+    return _joined(model, runs, "folded" if folded else "streaming", chosen)
+
+
+def autocast(model: SpikingModel, precision: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(model.device.type, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class PrecisionCheck:
+    """Outputs after the last step in bfloat16, held against float32: the share of equal decisions, the largest
+    difference, and the largest output, on `samples` samples."""
+
+    samples: int
+    agreement: float
+    largest_difference: float
+    largest_output: float
+
+
+def check_precision(model: SpikingModel, inputs: Any, *, steps: int, mode: str = "auto") -> PrecisionCheck:
+    """What bfloat16 changes on one batch."""
+    exact, rounded = (
+        simulate(model, inputs, steps=steps, mode=mode, count=False, precision=precision).outputs[-1]
+        for precision in PRECISIONS
+    )
+    same = (exact.argmax(-1) == rounded.argmax(-1)).double().mean()
+    size, largest = exact.shape[batch_axis_of_output(model.program.output)], exact.abs().max()
+    return PrecisionCheck(size, float(same), float((exact - rounded).abs().max()), float(largest))
+
+
+def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: str, kernel: str) -> Run:
+    """One run of the parts of a batch."""
+    output, tally = runs[0]
+    if len(runs) == 1:
+        return Run(output, tally, mode, kernel)
+    at_once, counted = tally.samples, [part.by_sample for _, part in runs]
+    output = torch.cat([part for part, _ in runs], 1 + batch_axis_of_output(model.program.output))
+    for _, part in runs[1:]:
+        tally += part
+    tally.by_sample = (
+        np.concatenate([part for part in counted if part is not None], 1)
+        if all(part is not None for part in counted)
+        else None
+    )
+    return Run(output, tally, f"{mode}, {at_once} samples at once", kernel)
 
 
 def _folded(
     model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool
 ) -> torch.Tensor:
     steps = tally.steps
-    values = run_prefix(model.program, leaves)
+    values = once(model, leaves)
     crossing = {node: repeat(node, value, steps) for node, value in values.items()}
     counter = _counter(model, tally, steps) if count else None
+    device = model.device.type
+    rounded = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site, axis = str(marker.args[1]), batch_axis(marker)
-        _require_finite(site, value)
-        drive = per_step(value, steps, axis)
         neuron, threshold = model.neurons[site], model.thresholds[site]
         run = compiled_trajectory if compiled and fits(neuron, threshold) else trajectory
-        out, fired, spoken = run(neuron, drive, threshold, masks=count)
+        if run is trajectory:
+            _require_finite(site, value)
+        drive = per_step(value, steps, axis)
+        out, fired, spoken = run(neuron, drive, threshold, masks=count, dtype=rounded)
         if counter is not None and fired is not None and spoken is not None:
             counter.fired(marker, fired, spoken)
         return fold_back(out, axis)
 
     output = run_body(model.program, crossing, fire, None if counter is None else counter.after)
+    if compiled and bool(output.isnan().any()):
+        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False)  # says at which site
     return per_step(output, steps, batch_axis_of_output(model.program.output))
 
 
@@ -107,6 +183,12 @@ def _require_finite(site: str, value: torch.Tensor) -> None:
     """A neuron would turn NaN into silence and the output would look sound."""
     if value.numel() and not all(abs(float(bound)) < float("inf") for bound in torch.aminmax(value)):
         raise DataError(f"site {site} received NaN or infinity; check the inputs, or run the model in a wider dtype")
+
+
+def once(model: SpikingModel, leaves: tuple[torch.Tensor, ...]) -> Values:
+    """The prefix, never under autocast: it runs once, and the residual stream it begins keeps its precision."""
+    with torch.autocast(model.device.type, enabled=False):
+        return run_prefix(model.program, leaves)
 
 
 def repeat(node: torch.fx.Node, value: Any, steps: int) -> Any:
@@ -129,7 +211,7 @@ def batch_axis_of_output(output: torch.fx.Node) -> int:
 
 
 def _streaming(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool) -> torch.Tensor:
-    crossing = run_prefix(model.program, leaves)
+    crossing = once(model, leaves)
     state: dict[str, torch.Tensor] = {}
     counter = _counter(model, tally, 1) if count else None
     outputs = []

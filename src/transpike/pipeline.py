@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from . import zoo
 from ._capture import call_of
 from ._compare import Failed, Misfit, RecipeComparison, convert_each, evaluate_each
 from ._convert import convert
-from ._evaluate import Evaluation, Numbered, evaluate_numbered
+from ._evaluate import Evaluation, Numbered, Watch, evaluate_numbered
 from ._load import load
 from ._model import SpikingModel
-from ._parts import Part, separate, without_calibration
+from ._parts import Part, calibrated_on, separate, without_calibration
 from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Preprocess, Samples, loader, open_data, take, windows
 from .energy import PriceTable
@@ -204,22 +204,25 @@ def evaluate_on(
     progress: Progress | None = None,
     journal: str | None = None,
     group: Group = ALONE,
+    watch: Watch | None = None,
+    max_memory: int | None = None,
 ) -> Evaluation:
     """Evaluate on every sample of `part`; labels beyond the model's classes are refused.
 
-    Arguments: kernel -- as in `simulate`; "auto" compiles where all samples together are worth it. journal, group -- as
-    for `transpike.evaluate`, but every process reads only its own batches.
+    Arguments: kernel, max_memory -- as in `simulate`; "auto" compiles where all samples together are worth it. journal,
+    group -- as for `transpike.evaluate`, but every process reads only its own batches.
     """
 
     def read(numbers: Iterator[int]) -> Iterator[Numbered]:
         found = windows(part.samples, numbers, batch_size=batch_size, num_classes=model.num_outputs)
         return (Numbered(window.number, window.batch, window.failed) for window in found)
 
+    model.max_memory = max_memory
     model.kernel = choose(kernel, len(part.samples) * model.neurons_per_sample * steps, model.device)
     about = {"batch_size": batch_size, "data": _about(part)} if journal is not None or group.count > 1 else {}
     return evaluate_numbered(
         model, read, steps=steps, mode=mode, about=about, progress=progress, on_failure=on_failure, journal=journal,
-        group=group,
+        group=group, watch=watch,
     )  # fmt: skip
 
 
@@ -259,6 +262,7 @@ def evaluate_each_on(
     on_failure: Failure | None = None,
     on_failed: Failed | None = None,
     progress: Progress | None = None,
+    max_memory: int | None = None,
 ) -> RecipeComparison:
     """Evaluate every network on every sample of `part`; labels beyond the model's classes are refused."""
     classes = next((one.num_outputs for one in networks.values() if isinstance(one, SpikingModel)), None)
@@ -266,6 +270,7 @@ def evaluate_each_on(
     for network in networks.values():
         if isinstance(network, SpikingModel):
             work = len(part.samples) * network.neurons_per_sample * max(steps)
+            network.max_memory = max_memory
             network.kernel = choose("auto", work, network.device)
     return evaluate_each(
         networks, batches, steps=steps, mode=mode, prices=prices, on_failed=on_failed, progress=progress
@@ -281,16 +286,31 @@ class Ready:
     source: Mapping[str, Any]
     calibration: Mapping[str, Any]
     remark: str
+    few: Part | None = None  # samples that calibrate, where they are at hand
 
 
-def ready_saved(target: str, model: ModelChoice | None, data: DataChoice) -> Ready:
-    """A saved network, evaluated on what did not calibrate it. `model` builds the source where only its owner can."""
+def ready_saved(
+    target: str,
+    model: ModelChoice | None,
+    data: DataChoice,
+    calibration: DataChoice | None = None,
+    *,
+    count: int = 256,
+    every: int | None = None,
+) -> Ready:
+    """A saved network, evaluated on what did not calibrate it. `model` builds the source where only its owner can;
+    `calibration`: samples of which some set what is still to be set."""
     network = load(target, model=None if model is None else model.load())
     saved = read_config(Path(target))
     whole = Part(data.open(network.source_module, saved), data.spec)
     part, remark = without_calibration(whole, saved["calibration"])
+    few = calibrated_on(replace(data, limit=None).open(network.source_module, saved), saved["calibration"])
+    if calibration is not None:
+        other = Part(calibration.open(network.source_module, saved), calibration.spec)
+        few, part, more = separate(part, other, count=count, every=every, seed=data.seed)
+        remark = "; ".join(filter(None, (remark, more)))
     source = {"saved": target, "model": None if model is None else model.spec}
-    return Ready(network, part, source, saved["calibration"], remark)
+    return Ready(network, part, source, saved["calibration"], remark, few)
 
 
 def ready_fresh(
@@ -315,7 +335,7 @@ def ready_fresh(
         module, few, recipe, batch_size=batch_size, batch_dim=batch_dim, on_failure=on_failure, progress=progress,
         group=group,
     )  # fmt: skip
-    return Ready(network, part, source.to_json(), few.record(), remark)
+    return Ready(network, part, source.to_json(), few.record(), remark, few)
 
 
 def is_saved(target: str) -> bool:

@@ -41,6 +41,7 @@ def compare(
     batch_size: options.BatchSize = 16,
     batch_dim: options.BatchDim = 0,
     mode: Annotated[str, typer.Option(help="auto, folded or streaming.")] = "auto",
+    max_memory: options.MaxMemory = None,
     prices: Annotated[str | None, typer.Option(help="Price table: a built-in name or a .toml file.")] = None,
     labels: options.Labels = "auto",
     split: options.Split = "test",
@@ -65,7 +66,7 @@ def compare(
     wanted = options.chosen_recipes(
         recipes, first_layer=first_layer, head=head, analog=tuple(analog or ()), allow_unknown=allow_unknown
     )
-    table = None if prices is None else load_prices(prices)
+    table, budget = None if prices is None else load_prices(prices), options.memory(max_memory)
     failures, started = Failures(), time.perf_counter()
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
     choice = pipeline.ModelChoice(model, checkpoint, pretrained, options.key_values(option))
@@ -93,7 +94,7 @@ def compare(
     with progress(f"simulating {len(wanted)} recipes, T = {asked[-1]}", len(wanted) * len(part.samples)) as advance:
         result = pipeline.evaluate_each_on(
             networks, part, steps=asked, batch_size=batch_size, mode=mode, prices=table, on_failure=failures,
-            on_failed=on_failed, progress=advance,
+            on_failed=on_failed, progress=advance, max_memory=budget,
         )  # fmt: skip
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
     record = {"source": choice.to_json(), "data": part.record(), "calibration_data": few.record(), "seconds": seconds}

@@ -17,6 +17,7 @@ def demo(
     ] = "transpike-demo",
     steps: Annotated[int, typer.Option(help="Time-steps T.")] = 4,
     recipe: options.RecipeName = options.DEFAULT,
+    max_memory: options.MaxMemory = None,
 ) -> None:
     """Convert a small Vision Transformer, evaluate held-out handwritten digits for T = 1..STEPS, write pictures."""
     from pathlib import Path
@@ -29,7 +30,7 @@ def demo(
     if steps < 1:
         raise ConfigError(f"--steps must be at least 1, not {steps}")
     options.check_folder("--out", out)
-    chosen = options.chosen_recipe(recipe)
+    chosen, budget = options.chosen_recipe(recipe), options.memory(max_memory)
     module = pipeline.ModelChoice("digits").load()
     few = pipeline.Part(take(pipeline.DataChoice("digits", split="train").open(module), 256), "digits")
     held_out = pipeline.Part(pipeline.DataChoice("digits", split="test").open(module), "digits")
@@ -37,7 +38,9 @@ def demo(
     network.save_pretrained(Path(out) / "network", extra=few.record())
     output.print(f"{network}\nsaved to {Path(out) / 'network'}\n", highlight=False, markup=False, soft_wrap=True)
     with progress(f"simulating T = {steps}", len(held_out.samples)) as advance:
-        result = pipeline.evaluate_on(network, held_out, steps=steps, batch_size=64, progress=advance)
+        result = pipeline.evaluate_on(
+            network, held_out, steps=steps, batch_size=64, progress=advance, max_memory=budget
+        )
     show(reports.accuracy_table(result))
     show(result.energy.table())
     document = reports.document(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,9 +12,12 @@ from . import options
 from .console import Failures, progress, remark, show
 
 if TYPE_CHECKING:
+    from .._early_exit import EarlyExit, ExitBook
     from .._evaluate import Evaluation
     from ..energy import PriceTable
-    from ..pipeline import Ready
+    from ..group import Group
+    from ..pipeline import DataChoice, ModelChoice, Ready
+    from ..recipes import Recipe
 
 
 # What decides how a model becomes spiking: without effect on a network that already is.
@@ -22,6 +25,8 @@ CONVERSION = (
     "calibration", "recipe", "checkpoint", "pretrained", "levels", "percentile", "set", "first_layer", "head", "analog",
     "allow_unknown", "samples", "every", "batch_dim",
 )  # fmt: skip
+
+EXIT_SAMPLES = ("calibration", "samples", "every")  # with --early-exit they choose what sets its threshold
 
 
 def evaluate(
@@ -60,6 +65,8 @@ def evaluate(
     batch_dim: options.BatchDim = 0,
     mode: Annotated[str, typer.Option(help="auto, folded or streaming.")] = "auto",
     kernel: Annotated[str, typer.Option(help="How neurons run: auto, compiled or eager.")] = "auto",
+    max_memory: options.MaxMemory = None,
+    precision: options.Precision = "float32",
     labels: options.Labels = "auto",
     split: options.Split = "test",
     input_size: options.InputSize = None,
@@ -77,45 +84,48 @@ def evaluate(
         str | None,
         typer.Option(help="Keep what every batch gave in this file; the same command again continues a killed run."),
     ] = None,
+    early_exit: Annotated[
+        float | None,
+        typer.Option(help="Also stop samples early: the share of calibration samples whose decision may change, 0.01."),
+    ] = None,
 ) -> None:
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
     from .. import pipeline
 
-    _check(context, target, pipeline.is_saved(target), steps, mode, kernel)
+    _check(context, target, pipeline.is_saved(target), steps, mode, kernel, early_exit)
+    options.check_precision(precision)
     options.check_file("--json", json)
     options.check_folder("--report", report)
     options.check_file("--journal", journal)
     from ..energy import load_prices
 
-    table = None if prices is None else load_prices(prices)
+    table, budget = None if prices is None else load_prices(prices), options.memory(max_memory)
     failures, started, group = Failures(), time.perf_counter(), join()
+    _check_early(early_exit, journal, group)
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
     asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess)
+    other = None
+    if calibration is not None and (calibration != data or pipeline.is_saved(target)):
+        other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
     if pipeline.is_saved(target):
         owner = pipeline.ModelChoice(model, options=options.key_values(option)) if model else None
-        ready = pipeline.ready_saved(target, owner, asked)
+        ready = pipeline.ready_saved(target, owner, asked, other, count=samples, every=every)
     else:
         chosen = options.chosen_recipe(
             recipe, set, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
             analog=tuple(analog or ()), allow_unknown=allow_unknown,
         )  # fmt: skip
         choice = pipeline.ModelChoice(target, checkpoint, pretrained, options.key_values(option))
-        module = choice.load()
-        if choice.random_weights:
-            remark(f"{target} has random weights; pass --pretrained or --checkpoint for trained ones")
-        other = None
-        if calibration is not None and calibration != data:
-            other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
-        with progress("calibrating", samples) as advance:
-            ready = pipeline.ready_fresh(
-                module, choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size,
-                batch_dim=batch_dim, on_failure=failures, progress=advance, tuned=options.tuned_on([recipe]),
-                group=group,
-            )  # fmt: skip
+        ready = _fresh(
+            choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size, batch_dim=batch_dim,
+            on_failure=failures, tuned=options.tuned_on([recipe]), group=group,
+        )  # fmt: skip
     if ready.remark:
         remark(ready.remark)
     converted = time.perf_counter()
     steps = ready.network.recipe.steps if steps is None else steps
+    ready.network.max_memory, ready.network.precision = budget, precision
+    book = None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, failures)
     with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
             ready.network,
@@ -124,17 +134,87 @@ def evaluate(
             batch_size=batch_size,
             mode=mode,
             kernel=kernel,
+            max_memory=budget,
             on_failure=failures,
             progress=advance,
             journal=journal,
             group=group,
+            watch=None if book is None else book.update,
         )
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
+    exits = None if book is None else book.result()
     if group.main:
-        _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table)
+        _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table, exits)
+    if exits is not None and early_exit is not None and mode == "streaming" and not ready.network.unfoldable:
+        _stop(ready, exits, early_exit, batch_size)
 
 
-def _check(context: typer.Context, target: str, saved: bool, steps: int | None, mode: str, kernel: str) -> None:
+def _fresh(
+    choice: ModelChoice, recipe: Recipe, asked: DataChoice, other: DataChoice | None, *, count: int, **how: Any
+) -> Ready:
+    from .. import pipeline
+
+    module = choice.load()
+    if choice.random_weights:
+        remark(f"{choice.spec} has random weights; pass --pretrained or --checkpoint for trained ones")
+    with progress("calibrating", count) as advance:
+        return pipeline.ready_fresh(module, choice, recipe, asked, other, count=count, progress=advance, **how)
+
+
+def _measure_precision(ready: Ready, steps: int, document: dict[str, Any]) -> None:
+    from .. import _speed
+
+    found = _speed.precision_on(ready.network, ready.part, steps=steps)
+    document["precision"] |= vars(found)
+    remark(
+        f"bfloat16 against float32 on {found.samples} samples: {100 * found.agreement:.2f} % of decisions the same, "
+        f"outputs differ by up to {found.largest_difference:.3g} (of {found.largest_output:.3g})"
+    )
+
+
+def _exits(ready: Ready, share: float, steps: int, batch_size: int, mode: str, failures: Failures) -> ExitBook:
+    from .. import _speed
+    from ..errors import ConfigError
+
+    if ready.few is None:
+        raise ConfigError("the samples that calibrated this network are not in the data; name some with --calibration")
+    with progress("early exit", len(ready.few.samples)) as advance:
+        return _speed.exit_book(
+            ready.network, ready.few, steps=steps, max_change=share, batch_size=batch_size, mode=mode,
+            on_failure=failures, progress=advance,
+        )  # fmt: skip
+
+
+def _stop(ready: Ready, exits: EarlyExit, share: float, batch_size: int) -> None:
+    """Once more without counting, whole and with samples that leave the batch when they stop; say what that saves."""
+    from .. import _speed
+
+    seconds = []
+    for threshold in (1.0, exits.threshold(share)):
+        began = time.perf_counter()
+        took = _speed.stop_on(ready.network, ready.part, steps=exits.steps, threshold=threshold, batch_size=batch_size)
+        seconds.append(time.perf_counter() - began)
+    remark(
+        f"stopped for real at max change {100 * share:g} %: {sum(took) / len(took):.2f} steps a sample, "
+        f"{seconds[1]:.1f} s; all {exits.steps} steps: {seconds[0]:.1f} s (streaming, without counting)"
+    )
+
+
+def _check_early(share: float | None, journal: str | None, group: Group) -> None:
+    from ..errors import ConfigError
+
+    if share is None:
+        return
+    if not 0 <= share <= 1:
+        raise ConfigError(f"--early-exit takes a share from 0 to 1, such as 0.01, not {share:g}")
+    if journal is not None or group.count > 1:
+        what = "a journal" if journal is not None else "several processes"
+        raise ConfigError(f"--early-exit does not go with {what} yet; run it in one process and without --journal")
+
+
+def _check(
+    context: typer.Context, target: str, saved: bool, steps: int | None, mode: str, kernel: str, early: float | None
+) -> None:
     """Raise ConfigError for what would only show after a long run, or would silently have no effect."""
     from ..errors import ConfigError
     from ..neurons import KERNELS
@@ -145,7 +225,8 @@ def _check(context: typer.Context, target: str, saved: bool, steps: int | None, 
     if kernel not in KERNELS:
         raise ConfigError(f"--kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
     with_model = bool(options.given(context, ("model",)))
-    idle = options.given(context, CONVERSION + (() if with_model else ("option",)) if saved else ("model",))
+    fixed = [name for name in CONVERSION if early is None or name not in EXIT_SAMPLES]
+    idle = options.given(context, (*fixed, *(() if with_model else ("option",))) if saved else ("model",))
     if idle and saved:
         raise ConfigError(f"{target} is converted already, so {idle} cannot change it; leave that out, or convert anew")
     if idle:
@@ -155,6 +236,7 @@ def _check(context: typer.Context, target: str, saved: bool, steps: int | None, 
 def _present(
     ready: Ready, result: Evaluation, command: list[str], seed: int, failures: Failures, seconds: dict[str, float],
     json: str | None, report: str | None, spikes: bool, sheet: bool, prices: PriceTable | None,
+    exits: EarlyExit | None,
 ) -> None:  # fmt: skip
     from pathlib import Path
 
@@ -166,6 +248,12 @@ def _present(
         calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds, prices=prices,
     )  # fmt: skip
     show(reports.accuracy_table(result))
+    document["precision"] = {"used": ready.network.precision}
+    if ready.network.precision != "float32":
+        _measure_precision(ready, result.score.steps, document)
+    if exits is not None:
+        document["early_exit"] = exits.to_json()
+        show(exits.table())
     if spikes:
         show(result.tally.table())
     show(result.energy.table())

@@ -42,6 +42,11 @@ AllowUnknown = Annotated[
     typer.Option("--allow-unknown", help="Run operators without a rule on running means; every report lists them."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Samples per batch.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option("--max-memory", help="Simulate in parts that fit, e.g. 4GB; by default half of what is available."),
+]
+Precision = Annotated[str, typer.Option(help="float32, or bfloat16 under autocast (neurons stay in float32).")]
 BatchDim = Annotated[int, typer.Option(help="Dimension of the inputs that is the batch.")]
 Seed = Annotated[int, typer.Option(help="Seed for drawing samples.")]
 Samples = Annotated[int, typer.Option("--samples", help="Calibration samples at most.")]
@@ -153,6 +158,23 @@ def whole_numbers(text: str, option: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
         raise ConfigError(f"{option} takes whole numbers of at least 1, separated by commas, not {text!r}")
     return tuple(sorted({int(part) for part in parts}))
+
+
+def check_precision(precision: str) -> None:
+    from .._simulate import PRECISIONS
+
+    if precision not in PRECISIONS:
+        raise ConfigError(f"--precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+
+
+def memory(text: str | None) -> int | None:
+    """ "4GB" -> bytes."""
+    from .._memory import parse_size
+
+    try:
+        return None if text is None else parse_size(text)
+    except ConfigError as error:
+        raise ConfigError(f"--max-memory: {error}") from error
 
 
 def check_mode(mode: str) -> None:

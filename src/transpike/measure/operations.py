@@ -69,9 +69,23 @@ def product_operations(
         return per_step(both, steps, axes[0]).flatten(1).sum(1)
     if node.target is aten.einsum.default:
         return _einsum_pairs(str(node.args[0]), left, right, steps, axes)
-    left_counts = per_step(left.sum(-2, dtype=torch.int32), steps, axes[0])
-    right_counts = per_step(right.sum(-1, dtype=torch.int32), steps, axes[1])
-    return (left_counts.to(torch.int64) * right_counts).flatten(1).sum(1)
+    counts = product_counts(left, 0, steps, axes[0]), product_counts(right, 1, steps, axes[1])
+    return paired(*counts)
+
+
+def product_counts(mask: torch.Tensor, side: int, steps: int, axis: int) -> torch.Tensor:
+    """Non-zero elements of each column of a left operand (side 0), of each row of a right one, time first."""
+    return per_step(mask.sum(side - 2, dtype=torch.int32), steps, axis)
+
+
+def paired(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Pairs that a matrix product multiplies, from the counts of its operands, per step."""
+    return (left.to(torch.int64) * right).flatten(1).sum(1)
+
+
+def counts_apart(node: torch.fx.Node) -> bool:
+    """Whether the pairs of a product follow from counts of each operand."""
+    return node.target not in ELEMENTWISE and node.target is not aten.einsum.default
 
 
 def _einsum_pairs(
@@ -91,4 +105,13 @@ def per_step(value: torch.Tensor, steps: int, axis: int) -> torch.Tensor:
     return value.unflatten(axis, (steps, -1)).movedim(axis, 0)
 
 
-__all__ = ["FACTORS", "dense_operations", "fan_out", "per_step", "product_operations"]
+__all__ = [
+    "FACTORS",
+    "counts_apart",
+    "dense_operations",
+    "fan_out",
+    "paired",
+    "per_step",
+    "product_counts",
+    "product_operations",
+]

@@ -18,6 +18,7 @@ class Tally:
     spikes[site] -- int64 [T], spikes emitted in each step. neurons[site] -- neurons per sample.
     operations[layer] -- int64 [T], synaptic operations (accumulates) in each step.
     dense[layer] -- multiply-accumulates of one forward pass of the source layer, per sample.
+    by_sample -- int64 [T, samples], spikes of all sites together; of one run only: it neither adds nor is saved.
     """
 
     steps: int
@@ -26,6 +27,7 @@ class Tally:
     neurons: dict[str, int] = field(default_factory=dict)
     operations: dict[str, np.ndarray] = field(default_factory=dict)
     dense: dict[str, int] = field(default_factory=dict)
+    by_sample: np.ndarray | None = field(default=None, compare=False)
 
     def add_spikes(self, site: str, step: int, counts: np.ndarray, neurons: int) -> None:
         """`counts` are spikes in steps step, step + 1, ... (0-based)."""

@@ -25,7 +25,7 @@ def rate_step(quantise: Quantise, state: torch.Tensor | None, t: int, mean_in: t
     potential = drive * t if state is None else torch.sub(drive * t, state)
     emitted = quantise(potential)
     state = emitted.clone() if state is None else state + emitted
-    return state, state / t, emitted
+    return state, state / t if t & (t - 1) else state * (1 / t), emitted  # the same number, and quicker
 
 
 def sum_step(quantise: Quantise, state: torch.Tensor | None, t: int, mean_in: torch.Tensor) -> Stepped:

@@ -60,21 +60,24 @@ def fits(neuron: Neuron, threshold: Threshold) -> bool:
 
 
 def compiled_trajectory(
-    neuron: Neuron, mean_in: torch.Tensor, threshold: Threshold, *, masks: bool
+    neuron: Neuron, mean_in: torch.Tensor, threshold: Threshold, *, masks: bool, dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """`neurons.trajectory`, compiled: the same arguments, results and rounding."""
+    """`neurons.trajectory`, compiled: the same arguments, results and rounding. Where the input is NaN or infinite the
+    output is NaN, so that nobody has to look for those beforehand."""
     frame = getattr(neuron, "frame", None)
     if frame is not None:
-        out, fired, spoken = compiled_trajectory(neuron.neuron, frame.enter(mean_in), threshold, masks=masks)  # type: ignore[attr-defined]
+        out, fired, spoken = compiled_trajectory(
+            neuron.neuron, frame.enter(mean_in), threshold, masks=masks, dtype=dtype
+        )  # type: ignore[attr-defined]
         return frame.leave(out), fired, spoken
     steps, shape = mean_in.shape[0], mean_in.shape
     flat = mean_in.reshape(steps, -1)
-    dtype = state_dtype(mean_in.dtype)
+    computed = state_dtype(mean_in.dtype)
     parameters = neuron.parameters(threshold)  # type: ignore[attr-defined]
     run = _compiled(type(neuron), neuron.code, neuron.pulses, steps, parameters[0] == parameters[1], masks)
-    out = torch.empty(flat.shape, dtype=dtype, device=flat.device)
+    out = torch.empty(flat.shape, dtype=dtype or computed, device=flat.device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(2 * masks)]
-    numbers = torch.tensor(parameters, dtype=dtype, device=flat.device)
+    numbers = torch.tensor(parameters, dtype=computed, device=flat.device)
     run(list(flat), numbers, list(out), *(list(mark) for mark in marks))
     if not masks:
         return out.view(shape), None, None
@@ -98,7 +101,7 @@ def _compiled(kind: Any, code: str, pulses: int, steps: int, symmetric: bool, ma
             for _ in range(pulses):
                 state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, t + 1, means[t])
                 count = count + torch.where(emitted != 0, 1.0, 0.0)
-            out[t].copy_(mean_out)
+            out[t].copy_(mean_out + means[t] * 0.0)  # nothing, but NaN for what is not finite
             if masks:
                 marks[0][t].copy_(count.to(torch.uint8))
                 marks[1][t].copy_(torch.where(state != 0, 1.0, 0.0).to(torch.uint8))

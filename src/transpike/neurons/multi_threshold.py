@@ -20,8 +20,17 @@ BITS = {
 
 def nearest_power_of_two(value: torch.Tensor) -> torch.Tensor:
     """Round non-negative floats to the nearest power of two, in one add and one mask on the bit pattern."""
+    if torch.compiler.is_compiling() and value.device.type == "cpu":
+        return _by_splitting(value)
     integer, half, mask = BITS[value.dtype]
     return value.view(integer).add(half).bitwise_and_(mask).view(value.dtype)
+
+
+def _by_splitting(value: torch.Tensor) -> torch.Tensor:
+    """The same by Veltkamp's splitting to one bit, for values below 2^100: the compiler takes bit patterns through
+    memory. Not where products and sums are fused, as on GPUs."""
+    large = value * (2.0 ** (23 if value.dtype == torch.float32 else 52) + 1)
+    return large + (value - large)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class MultiThreshold:
         """Q(m); parameters are numbers or 0-dimensional tensors."""
         scale, amplitude = signed_scale(potential, positive, negative)
         size = silence((potential / scale).abs_(), least)
-        level = nearest_power_of_two(size).clamp_(max=1.0)
+        level = nearest_power_of_two(size.clamp_(max=1.0))
         if not isinstance(least, float) or least < 0.75 * smallest:
             # Below 3/4 of the smallest level the nearest power of two is a level that does not exist.
             level = torch.where(size > 0, level.clamp(min=smallest), level)

@@ -86,11 +86,17 @@ def spikes_in(trains: list[torch.Tensor]) -> torch.Tensor:
 
 
 def trajectory(
-    neuron: Neuron, mean_in: torch.Tensor, threshold: Threshold, *, masks: bool = False
+    neuron: Neuron,
+    mean_in: torch.Tensor,
+    threshold: Threshold,
+    *,
+    masks: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Run `neuron` over a whole trajectory, chunk by chunk.
 
     Arguments: mean_in -- running means of the input after each step, [T, ...]. masks -- also say who fired.
+    dtype -- of the means that are returned, for readers that round them anyway; by default that of the state.
     Returns: running means of the output [T, ...]; and, with masks, two tensors [T, ...]: how many spikes a neuron
     emitted in a step (bool where it emits at most one, else uint8), and whose emitted sum is non-zero after it (bool:
     what a compensated product multiplies with).
@@ -98,11 +104,11 @@ def trajectory(
     """
     frame = getattr(neuron, "frame", None)
     if frame is not None:
-        out, fired, spoken = trajectory(neuron.neuron, frame.enter(mean_in), threshold, masks=masks)  # type: ignore[attr-defined]
+        out, fired, spoken = trajectory(neuron.neuron, frame.enter(mean_in), threshold, masks=masks, dtype=dtype)  # type: ignore[attr-defined]
         return frame.leave(out), fired, spoken
     steps, shape = mean_in.shape[0], mean_in.shape
     flat = mean_in.reshape(steps, -1)
-    out = torch.empty(flat.shape, dtype=state_dtype(mean_in.dtype), device=mean_in.device)
+    out = torch.empty(flat.shape, dtype=dtype or state_dtype(mean_in.dtype), device=mean_in.device)
     fired = torch.empty(flat.shape, dtype=spike_dtype(neuron), device=mean_in.device) if masks else None
     spoken = torch.empty(flat.shape, dtype=torch.bool, device=mean_in.device) if masks else None
     size = CHUNK if mean_in.device.type == "cpu" else max(flat.shape[1], 1)

@@ -1,0 +1,244 @@
+"""A sample stops when its decision is stable: SpikingModel, batches -> EarlyExit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import ops
+from ._count import Counter, batch_axis, keep_samples
+from ._evaluate import LabelledBatch, evaluate
+from ._execute import Values
+from ._model import SpikingModel
+from ._simulate import Run, autocast, batch_axis_of_output, once, simulate, step
+from .errors import CalibrationError, ConfigError
+from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
+from .measure.agreement import IGNORED
+from .table import Table
+
+CHANGES = (0.0, 0.005, 0.01, 0.02, 0.05)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """One batch, each sample simulated until it stops: `outputs` [B, C] and `steps` [B] then; `spikes` until then."""
+
+    outputs: torch.Tensor
+    steps: torch.Tensor
+    spikes: Tally
+
+
+@torch.no_grad()
+def stop_early(model: SpikingModel, inputs: Any, *, steps: int, threshold: float, count: bool = True) -> Stopped:
+    """Simulate step by step; a sample whose two largest class probabilities are more than `threshold` apart stops and
+    leaves the batch, so that the steps it does not need take no time. The others stop after `steps`.
+
+    Raises: ConfigError for a threshold outside 0..1, for outputs that are not one row of class scores per sample, and
+    for several samples of a model that does not keep them apart; DataError for inputs of another shape.
+    """
+    if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        raise ConfigError(f"the threshold of early exit must be from 0 to 1, not {threshold!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    require_scores(model)
+    leaves = model.prepare(inputs)
+    tally = Tally(steps, samples=model.samples_in(leaves))
+    if model.unfoldable and tally.samples > 1:
+        raise ConfigError(
+            f"samples cannot leave a batch of this model one by one ({model.unfoldable}); pass batches of one sample"
+        )
+    counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms) if count else None
+    state: dict[str, torch.Tensor] = {}
+    crossing = once(model, leaves)
+    rows = torch.arange(tally.samples)
+    outputs, took = [], torch.full((tally.samples,), steps)
+    for t in range(1, steps + 1):
+        if counter is not None:
+            counter.step = t - 1
+        with autocast(model, model.precision):
+            output = step(model, crossing, state, t, counter)
+        outputs = outputs or [output.new_empty((tally.samples, output.shape[-1]))]
+        ended = (margins(output) > threshold).cpu() if t < steps else rows >= 0
+        outputs[0][rows[ended]], took[rows[ended]] = output[ended], t
+        if ended.all():
+            break
+        if ended.any():
+            places = (~ended).nonzero().flatten()
+            crossing = _keep(crossing, len(rows), places)
+            _keep_state(model, state, len(rows), places)
+            rows = rows[places]
+            if counter is not None:
+                counter.keep(places)
+    return Stopped(outputs[0] if model.precision == "float32" else outputs[0].float(), took, tally)
+
+
+def require_scores(model: SpikingModel) -> None:
+    """Raises ConfigError unless the model gives one row of class scores per sample."""
+    output = model.program.output
+    result = output.args[0]
+    value = (result[0] if isinstance(result, (tuple, list)) else result).meta["val"]  # type: ignore[union-attr]
+    if value.dim() != 2 or value.shape[-1] < 2 or batch_axis_of_output(output) != 0:
+        shape = " x ".join(str(size) for size in value.shape[1:])
+        raise ConfigError(f"early exit decides by class scores, but a sample of this model has outputs of {shape}")
+
+
+def _keep(values: Values, samples: int, places: torch.Tensor) -> Values:
+    """Values of the prefix for the samples at `places` of a batch of `samples`."""
+    kept: Values = {}
+    for node, value in values.items():
+        if isinstance(value, torch.Tensor) and node.meta.get("batch_axis") is not None:
+            kept[node] = keep_samples(value, batch_axis(node), samples, places.to(value.device))
+        elif isinstance(value, int) and node.meta.get("batch_scaled"):
+            kept[node] = value // samples * len(places)
+        else:
+            kept[node] = value
+    return kept
+
+
+def _keep_state(model: SpikingModel, state: dict[str, torch.Tensor], samples: int, places: torch.Tensor) -> None:
+    axes = {str(node.args[1]): batch_axis(node) for node in model.program.body if ops.is_site(node)}
+    for site, value in state.items():
+        state[site] = keep_samples(value, axes[site], samples, places.to(value.device))
+
+
+@dataclass(frozen=True)
+class ExitRow:
+    """What one threshold gives. changed -- share of calibration samples that stop with another decision than after
+    step T; agreement -- share of evaluated samples that stop with the same; spikes_per_neuron until they stop."""
+
+    max_change: float | None
+    threshold: float | None
+    changed: float
+    mean_steps: float
+    accuracy: float | None
+    agreement: float
+    spikes_per_neuron: float
+
+
+@dataclass(frozen=True)
+class EarlyExit:
+    """Thresholds from calibration samples, and what they give on others; the last row runs all steps."""
+
+    steps: int
+    samples: int
+    labelled: int
+    calibration_samples: int
+    rows: tuple[ExitRow, ...]
+
+    def threshold(self, max_change: float) -> float:
+        """Raises ConfigError for a share that is in no row."""
+        for row in self.rows:
+            if row.max_change == max_change and row.threshold is not None:
+                return row.threshold
+        raise ConfigError(f"no threshold was calibrated for max_change {max_change!r}")
+
+    def table(self) -> Table:
+        columns = ("max change %", "threshold", "mean steps", "accuracy %", "95 % interval", "same decision as at T %")
+        notes = (
+            f"stops at the first step whose two largest class probabilities are more than the threshold apart, at T = "
+            f"{self.steps} otherwise",
+            f"thresholds: the smallest that change at most that share of decisions of {self.calibration_samples:,} "
+            f"calibration samples; evaluated on {self.samples:,} others",
+        )
+        rows = tuple(self._cells(row) for row in self.rows)
+        return Table("Early exit", (*columns, "spikes/neuron"), rows, notes)
+
+    def _cells(self, row: ExitRow) -> tuple[str, ...]:
+        whole = row.max_change is None or row.threshold is None
+        name = ("off", "-") if whole else (f"{100 * row.max_change:g}", f"{row.threshold:.6f}")  # type: ignore[operator]
+        accuracy, bounds = "-", "-"
+        if row.accuracy is not None:
+            low, high = interval(row.accuracy, self.labelled)
+            accuracy, bounds = f"{100 * row.accuracy:.2f}", f"{100 * low:.1f} - {100 * high:.1f}"
+        spikes = f"{row.spikes_per_neuron:.2f}" if isfinite(row.spikes_per_neuron) else "-"
+        return (*name, f"{row.mean_steps:.2f}", accuracy, bounds, f"{100 * row.agreement:.2f}", spikes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "labelled": self.labelled,
+            "calibration_samples": self.calibration_samples,
+            "rows": [vars(row) for row in self.rows],
+        }
+
+
+def early_exit(
+    model: SpikingModel,
+    calibration: Iterable[Any],
+    batches: Iterable[LabelledBatch],
+    *,
+    steps: int,
+    max_changes: Sequence[float] = CHANGES,
+    mode: str = "auto",
+) -> EarlyExit:
+    """The trade-off between steps and accuracy when samples stop as soon as their decision is stable.
+
+    Arguments: calibration -- model inputs in batches, which set the thresholds and are not evaluated; batches -- as for
+    `transpike.evaluate`; max_changes -- shares of calibration samples that may stop with another decision than after
+    step T, one threshold for each. All rows come from one run of all steps; `stop_early` saves the time.
+    Raises: ConfigError for a share outside 0..1 or outputs that are no class scores; CalibrationError for no sample.
+    """
+    book = ExitBook(model, calibration, steps=steps, max_changes=max_changes, mode=mode)
+    evaluate(model, batches, steps=steps, mode=mode, watch=book.update)
+    return book.result()
+
+
+class ExitBook:
+    """Thresholds from calibration samples; `update` with every evaluated run, then `result`."""
+
+    def __init__(
+        self,
+        model: SpikingModel,
+        calibration: Iterable[Any],
+        *,
+        steps: int,
+        max_changes: Sequence[float] = CHANGES,
+        mode: str = "auto",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        for share in max_changes:
+            if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+                raise ConfigError(f"early exit may change a share of decisions from 0 to 1, not {share!r}")
+        require_scores(model)
+        calibration = [calibration] if isinstance(calibration, (torch.Tensor, Mapping)) else calibration
+        outputs: list[torch.Tensor] = []
+        for batch in calibration:
+            outputs.append(simulate(model, batch, steps=steps, mode=mode, count=False).outputs)
+            if progress is not None:
+                progress(sum(part.shape[1] for part in outputs))
+        if not outputs:
+            raise CalibrationError("early exit got no calibration samples; pass at least one batch of model inputs")
+        whole = torch.cat(outputs, 1)
+        self.steps, self.calibration_samples = steps, whole.shape[1]
+        self.rules = [(share, *stopping_threshold(whole, share)) for share in sorted(set(max_changes))]
+        self.neurons = model.neurons_per_sample
+        self.samples = self.labelled = 0
+        self.sums = np.zeros((len(self.rules) + 1, 4))  # steps, right, same, spikes
+
+    def update(self, run: Run, labels: torch.Tensor | None) -> None:
+        answers = run.outputs.argmax(-1)
+        columns = torch.arange(answers.shape[1])
+        labels = torch.full_like(answers[0], IGNORED) if labels is None else labels
+        spikes = run.spikes.by_sample
+        self.samples += len(columns)
+        self.labelled += int((labels != IGNORED).sum())
+        for row, threshold in enumerate([*(rule[1] for rule in self.rules), 2.0]):
+            took = stopping_steps(run.outputs, threshold).cpu()
+            chosen = answers[took - 1, columns]
+            total = np.nan if spikes is None else spikes.cumsum(0)[took.numpy() - 1, columns.numpy()].sum()
+            right, same = ((chosen == other).sum().item() for other in (labels, answers[-1]))
+            self.sums[row] += (took.sum().item(), right, same, total)
+
+    def result(self) -> EarlyExit:
+        rows = []
+        for (share, threshold, changed), sums in zip([*self.rules, (None, None, 0.0)], self.sums, strict=True):
+            mean, same, spikes = (float(sums[i]) / max(self.samples, 1) for i in (0, 2, 3))
+            accuracy = float(sums[1]) / self.labelled if self.labelled else None
+            rows.append(ExitRow(share, threshold, changed, mean, accuracy, same, spikes / self.neurons))
+        return EarlyExit(self.steps, self.samples, self.labelled, self.calibration_samples, tuple(rows))

@@ -1,0 +1,204 @@
+"""Bytes a run needs, and how many samples fit into a budget.
+
+What a folded run holds at a time follows from the graph: the shape of every value, when it is last read, and what a
+neuron adds (its output, and one byte a neuron and step for each mask of who fired). docs/speed.md holds the estimate
+against measured peaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.fx
+import torch.utils._pytree as pytree
+
+from . import ops
+from ._execute import Program
+from .errors import ConfigError
+from .neurons.trajectory import CHUNK
+
+if TYPE_CHECKING:
+    from ._model import SpikingModel
+
+aten = torch.ops.aten
+SHARE = 0.5  # of what is available, where nobody sets a budget: the rest is for the kernels' own buffers and others
+OVERHEAD = 64 << 20  # a neuron's temporaries and the libraries' buffers, whatever the batch
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+# Return their argument, or a view of it, though their schema does not say so.
+SAME = (aten.dropout.default, aten.feature_dropout.default, aten.to.dtype, aten.to.device, aten.type_as.default)
+MATMULS = (aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default)
+# Of the C library's heap: blocks that are free but too small or too far apart to use again. Measured with counting,
+# whose masks are a quarter of the size of everything else: up to 3.8 (docs/speed.md).
+SCATTERED = 4
+PROBE = 64  # samples at which the estimate is taken beside one
+
+
+def parse_size(text: str) -> int:
+    """ "4GB", "500 MB", "1.5GiB" -> bytes. Raises ConfigError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    size = 0 if found is None else int(float(found[1]) * UNITS[found[2].upper()])
+    if size < 1:
+        raise ConfigError(f"a size of memory is a number with MB or GB, such as 500MB or 4GB, not {text!r}")
+    return size
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that a run can still have on a device, or None where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type != "cpu":
+        return None
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        found.append(_number("/proc/meminfo", "MemAvailable:") * 1024)
+    with contextlib.suppress(OSError, ValueError, IndexError):  # a container's own limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        cached = _number("/sys/fs/cgroup/memory.stat", "inactive_file ")
+        found.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()) + cached)
+    return min(found, default=None)
+
+
+def _number(path: str, key: str) -> int:
+    lines = Path(path).read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def samples_at_once(
+    model: SpikingModel, samples: int, *, steps: int, folded: bool, count: bool, budget: int | None
+) -> int:
+    """How many samples of a batch to simulate together: as many as fit `budget` bytes beside weights and inputs, or
+    half of the memory available, evenly divided.
+
+    Raises: ConfigError where not even one sample fits a given budget.
+    """
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
+        raise ConfigError(f"max_memory must be a whole number of bytes, not {budget!r}")
+    limit = budget
+    if limit is None:
+        most = available(model.device)
+        limit = None if most is None else int(SHARE * most)
+    if limit is None or model.unfoldable:
+        return samples
+    fixed, each = need(model, steps=steps, folded=folded, count=count)
+    fitting = int((limit - fixed) // max(each, 1))
+    if fitting < 1 and budget is not None:
+        raise ConfigError(
+            f"one sample takes about {_shown(fixed + each)}, which is more than the {_shown(budget)} of max_memory; "
+            + ("lower steps, or use mode='streaming'" if folded else "raise it")
+        )
+    fitting = max(fitting, 1)
+    return samples if samples <= fitting else -(-samples // -(-samples // fitting))
+
+
+def _shown(size: float) -> str:
+    return f"{size / 10**9:.2f} GB" if size >= 10**9 else f"{size / 10**6:.0f} MB"
+
+
+def need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple[int, int]:
+    """Bytes whatever the batch, and bytes per sample, of a run of `steps` steps."""
+    one, many = (
+        peak(model.program, batch, steps if folded else 1, masks=(2 + (model.recipe.product_terms == 2)) * count)
+        for batch in (1, PROBE)
+    )
+    scatter = SCATTERED if model.device.type == "cpu" and count else 1
+    one, many = one * scatter, many * scatter
+    each = (many - one) / (PROBE - 1)
+    if not folded:
+        each += 4 * model.neurons_per_sample  # what the neurons keep from step to step
+    return OVERHEAD + int(max(one - each, 0)), int(each)
+
+
+def peak(program: Program, batch: int, steps: int, *, masks: int = 0) -> int:
+    """Bytes of all values held at a time by a run of `steps` folded steps on `batch` samples, at most.
+
+    Arguments: masks -- bytes per neuron and step that counting adds, until the neuron's last reader is done.
+    """
+    prefix = sum(_bytes(node, batch) for node in program.prefix if node.op == "call_function" and not _is_view(node))
+    held = sum(_bytes(node, batch * steps) for node in program.crossing if node.op != "get_attr") if steps > 1 else 0
+    owner: dict[torch.fx.Node, torch.fx.Node] = {}
+    masked: dict[torch.fx.Node, int] = {}
+    readers: dict[torch.fx.Node, int] = {}
+    most = held
+    for node in program.body:
+        source = _aliased(node)
+        owner[node] = node if source is None else owner.get(source, source)
+        readers[owner[node]] = readers.get(owner[node], 0) + 1
+        own = 0
+        if source is None:
+            own = _bytes(node, batch * steps)
+            masked[node] = masks * _elements(node, batch * steps) if ops.is_site(node) else 0
+        most = max(most, held + own + masked.get(node, 0) + _temporaries(node, batch * steps, steps))
+        held += own + masked.get(node, 0)
+        for dead in program.dead_after.get(node, ()):
+            root = owner[dead]
+            readers[root] -= 1
+            if readers[root] == 0 and root in masked:
+                held -= _bytes(root, batch * steps) + masked[root]
+    return prefix + most
+
+
+def _temporaries(node: torch.fx.Node, batch: int, steps: int) -> int:
+    """What an operator allocates beside its output: a neuron what it computes with, chunk by chunk; a matrix product
+    copies of operands that are not contiguous."""
+    if ops.is_site(node):
+        return 6 * min(_bytes(node, batch) // steps, CHUNK * 8)
+    return sum(_bytes(operand, batch) for operand in node.all_input_nodes) if node.target in MATMULS else 0
+
+
+def _aliased(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The operand whose memory a node's value is."""
+    return node.all_input_nodes[0] if node.all_input_nodes and _is_view(node) else None
+
+
+def _is_view(node: torch.fx.Node) -> bool:
+    if ops.is_site(node):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return True  # getitem and the arithmetic of sizes
+    named = any(argument.alias_info is not None and not argument.alias_info.is_write for argument in schema.arguments)
+    return named and node.target not in (aten.reshape.default, aten.contiguous.default) or node.target in SAME
+
+
+def _elements(node: torch.fx.Node, batch: int) -> int:
+    return sum(_numel(leaf.shape, batch) for leaf in _tensors(node.meta.get("val")))
+
+
+def _bytes(node: torch.fx.Node, batch: int) -> int:
+    return sum(_numel(leaf.shape, batch) * leaf.dtype.itemsize for leaf in _tensors(node.meta.get("val")))
+
+
+def _tensors(value: Any) -> Iterable[torch.Tensor]:
+    return (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def _numel(shape: Iterable[Any], batch: int) -> int:
+    total = 1
+    for size in shape:
+        if isinstance(size, torch.SymInt):
+            expression = size.node.expr
+            size = int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+        total *= size
+    return total
+
+
+def pieces(leaves: tuple[torch.Tensor, ...], axes: Iterable[int | None], size: int) -> list[tuple[torch.Tensor, ...]]:
+    """The inputs of a batch in parts of `size` samples."""
+    axes = tuple(axes)
+    samples = next(leaf.shape[axis] for leaf, axis in zip(leaves, axes, strict=True) if axis is not None)
+    return [
+        tuple(
+            leaf if axis is None else leaf.narrow(axis, start, min(size, samples - start))
+            for leaf, axis in zip(leaves, axes, strict=True)
+        )
+        for start in range(0, samples, size)
+    ]
+
+
+__all__ = ["available", "need", "parse_size", "peak", "pieces", "samples_at_once"]

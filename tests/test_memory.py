@@ -1,0 +1,131 @@
+"""Batches in parts that fit a budget: the same results, and an estimate that follows what torch holds."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import transpike
+from oracle import Block
+from transpike._memory import available, need, parse_size, peak, samples_at_once
+from transpike.cli import main
+from transpike.errors import ConfigError
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def snn() -> transpike.SpikingModel:
+    torch.manual_seed(0)
+    return transpike.convert(Block(width=32, hidden=128).double().eval(), [randn(16, 20, 6, seed=1)])
+
+
+class Held(TorchDispatchMode):
+    """Bytes of all tensors that operators make while it is active, and the most at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            storage = leaf.untyped_storage() if isinstance(leaf, torch.Tensor) else None
+            if storage is not None and storage.data_ptr() and storage.data_ptr() not in self.sizes:
+                self.sizes[storage.data_ptr()] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.free, storage.data_ptr())
+                self.most = max(self.most, self.now)
+        return out
+
+    def free(self, address: int) -> None:
+        self.now -= self.sizes.pop(address, 0)
+
+
+@pytest.mark.parametrize(("mode", "count"), [("folded", True), ("folded", False), ("streaming", False)])
+def test_the_estimate_follows_what_torch_holds(snn: transpike.SpikingModel, mode: str, count: bool) -> None:
+    x, steps = randn(64, 20, 6), 5
+    with Held() as held:
+        snn.simulate(x, steps, mode=mode, count=count, kernel="eager")
+    estimate = peak(snn.program, 64, steps if mode == "folded" else 1, masks=2 * count)
+    if mode == "streaming":
+        estimate += 64 * 8 * snn.neurons_per_sample
+    assert 0.8 * held.most < estimate < 1.6 * held.most
+
+
+def test_an_estimate_grows_with_samples_and_folded_steps(snn: transpike.SpikingModel) -> None:
+    assert peak(snn.program, 8, 4) == pytest.approx(2 * peak(snn.program, 4, 4), rel=0.01)
+    four, sixteen = (need(snn, steps=steps, folded=True, count=True)[1] for steps in (4, 16))
+    assert 2.5 < sixteen / four < 4.1
+    two, many = (need(snn, steps=steps, folded=False, count=True) for steps in (2, 32))
+    assert two == many
+
+
+@pytest.mark.parametrize("mode", ["folded", "streaming"])
+def test_parts_give_what_the_whole_gives(snn: transpike.SpikingModel, mode: str) -> None:
+    x = randn(10, 20, 6, seed=3)
+    whole = snn.simulate(x, 4, mode=mode)
+    fixed, each = need(snn, steps=4, folded=mode == "folded", count=True)
+    parts = snn.simulate(x, 4, mode=mode, max_memory=fixed + 3 * each + 1)
+    assert (whole.mode, parts.mode) == (mode, f"{mode}, 3 samples at once")
+    assert (parts.outputs - whole.outputs).abs().max() < 1e-10
+    assert parts.spikes.to_json() == whole.spikes.to_json()
+    assert parts.spikes.by_sample.tolist() == whole.spikes.by_sample.tolist()  # type: ignore[union-attr]
+    assert snn.simulate(x, 4, mode=mode, max_memory=fixed + 10 * each + 1).mode == mode
+
+
+def test_parts_are_even(snn: transpike.SpikingModel) -> None:
+    fixed, each = need(snn, steps=4, folded=True, count=True)
+
+    def at_once(samples: int, fitting: int) -> int:
+        budget = fixed + fitting * each + 1
+        return samples_at_once(snn, samples, steps=4, folded=True, count=True, budget=budget)
+
+    assert [at_once(9, 8), at_once(8, 8), at_once(100, 30), at_once(1, 5)] == [5, 8, 25, 1]
+
+
+def test_by_default_half_of_what_is_available(snn: transpike.SpikingModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (available(torch.device("cpu")) or 1 << 30) > 1 << 20
+    fixed, each = need(snn, steps=4, folded=True, count=True)
+    monkeypatch.setattr("transpike._memory.available", lambda device: 2 * (fixed + 2 * each + 1))
+    assert snn.simulate(randn(5, 20, 6), 4).mode == "folded, 2 samples at once"
+    monkeypatch.setattr("transpike._memory.available", lambda device: 1)
+    assert snn.simulate(randn(2, 20, 6), 4).mode == "folded, 1 samples at once"
+    monkeypatch.setattr("transpike._memory.available", lambda device: None)
+    assert snn.simulate(randn(2, 20, 6), 4).mode == "folded"
+
+
+def test_refusals(snn: transpike.SpikingModel) -> None:
+    with pytest.raises(
+        ConfigError, match="one sample takes about .* MB, which is more than the 1 MB of max_memory; low"
+    ):
+        snn.simulate(randn(2, 20, 6), 4, max_memory=1_000_000)
+    for wrong in (0, -1, 1.5, True, "4GB"):
+        with pytest.raises(ConfigError, match="max_memory must be a whole number of bytes"):
+            snn.simulate(randn(2, 20, 6), 4, max_memory=wrong)  # type: ignore[arg-type]
+
+
+def test_sizes() -> None:
+    found = [parse_size(text) for text in ("4GB", "500 mb", "1.5GiB", "2KiB")]
+    assert found == [4 * 10**9, 500 * 10**6, 3 << 29, 2048]
+    for wrong in ("", "4", "GB", "4 TB", "-1GB", "0MB", "4GBs", "nan GB"):
+        with pytest.raises(ConfigError, match="such as 500MB or 4GB"):
+            parse_size(wrong)
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["eval", "digits", "--data", "digits", "--limit", "60", "--steps", "3"]
+    assert main(line) == 0
+    whole = capsys.readouterr().out
+    assert main([*line, "--max-memory", "80MB"]) == 0
+    assert capsys.readouterr().out == whole
+    assert main([*line, "--max-memory", "4"]) == 2
+    assert "error: --max-memory: a size of memory" in capsys.readouterr().err
