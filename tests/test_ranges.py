@@ -13,6 +13,7 @@ import torch
 
 import transpike
 from transpike._allocate import effective_levels
+from transpike._drift import drift, widen
 from transpike._grain import dimensions
 from transpike._sequential import held
 from transpike.errors import CalibrationError, ConfigError
@@ -196,7 +197,7 @@ def test_a_channels_threshold_is_that_of_its_own_values(
             own[1] = np.maximum(-np.quantile(rows, 1 - percentile, axis=-1, method="inverted_cdf"), 0)
         for side, whole in zip(own, (theta.positive, theta.negative), strict=True):
             assert side.max() <= whole <= side.max() * (1 + 2**-7)
-        share = np.maximum(*(side / (whole or 1) for side, whole in zip(own, (theta.positive, theta.negative))))
+        share = np.maximum(own[0] / (theta.positive or 1), own[1] / (theta.negative or 1))
         wanted = 2.0 ** np.clip(np.ceil(np.log2(np.maximum(share, 2.0**-30))), -16, 0)
         frame = snn.calibration.frames.get(site.name)
         scale = np.ones(groups) if frame is None else frame.scale.float().numpy().reshape(groups)  # type: ignore[union-attr]
@@ -214,6 +215,14 @@ def test_levels_stay_on_one_ladder(model: torch.nn.Module) -> None:
         assert high == 0 and low >= -16
         ladder = np.log2(np.abs(snn.neurons[name].amplitudes(snn.thresholds[name])) / snn.thresholds[name].positive)
         assert np.array_equal(ladder, np.round(ladder))
+
+
+def test_in_spikes_it_is_the_same_network() -> None:
+    snn = widen(transpike.convert(transpike.zoo.load_model("digits")[0], digits(16), ecmt(granularity="channel")))
+    assert snn.calibration.frames
+    found, _ = drift(snn, digits(2)[0].double(), steps=2)
+    assert max(found.outputs) < 1e-9 * found.scale
+    assert sum(found.spikes) == 0 < sum(found.emitted)
 
 
 def test_a_saved_network_comes_back(model: torch.nn.Module, tmp_path: Path) -> None:

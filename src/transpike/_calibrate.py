@@ -198,7 +198,7 @@ def _measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.Graph
         return Calibration(thresholds, seen.samples, frames=frames, ranges=ranges)
     balanced = _balanced(recipe, together, seen)
     return replace(
-        balanced, thresholds=thresholds | balanced.thresholds, frames=frames | balanced.frames, ranges=ranges
+        balanced, thresholds={**thresholds, **balanced.thresholds}, frames={**frames, **balanced.frames}, ranges=ranges
     )
 
 
