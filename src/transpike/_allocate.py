@@ -11,7 +11,7 @@ import torch
 from ._grain import Grain
 from ._sensitivity import Sensitivity
 from .energy import load_prices
-from .neurons import Neuron, trajectory
+from .neurons import Neuron, Parallel, trajectory
 from .observers import Balanced, Histogram
 from .observers.rounding import round_up
 from .recipes import Recipe
@@ -80,6 +80,14 @@ def least_error(neuron: Neuron, histogram: Histogram, recipe: Recipe) -> Thresho
         if error < least:
             best, least = Threshold(theta, theta), error
     return best
+
+
+def effective_levels(neuron: Neuron, steps: int) -> int:
+    """N of `FixedPoint`: how many levels a neuron with n of them has after T steps, T 2^n as the paper counts them.
+    Integrate-and-fire has T, and in its closed form as many as a window has time-steps."""
+    if isinstance(neuron, Parallel):
+        return neuron.levels * steps
+    return steps * 2**neuron.levels if neuron.levels > 1 else steps
 
 
 def allocate(

@@ -10,18 +10,19 @@ import torch
 import torch.fx
 
 from . import ops
-from ._allocate import allocate, candidates, least_error
+from ._allocate import allocate, candidates
 from ._capture import Captured
-from ._grain import Grain, frame_of, grains
+from ._grain import Grain, frame_of, grains, show
 from ._plan import Plan
+from ._range import Range, range_of, reads_again, watcher
 from ._sensitivity import Sensitivity, fisher_information
+from ._sequential import sequential
 from ._settle import divergence, settle
 from ._substitute import ranged
 from .errors import CalibrationError, ConfigError
 from .group import ALONE, Group
 from .neurons import Frame, Neuron, framed, frames_to
-from .observers import Balanced, Histogram, MinimumError
-from .observers.rounding import round_up
+from .observers import Balanced, Histogram
 from .recipes import Recipe
 from .types import Site, Threshold
 from .zoo import weights_digest
@@ -98,7 +99,7 @@ def calibrate(
     names = [name for name, choice in choices.items() if choice.threshold is None] + ranged(plan, recipe)
     seen = observe(
         captured, marked, plan, names, batches, max_samples=max_samples, granularities=granularities(plan, recipe),
-        progress=progress, group=group,
+        keep=reads_again(plan, recipe), progress=progress, group=group,
     )  # fmt: skip
     return measured(plan, recipe, seen, marked)
 
@@ -136,23 +137,25 @@ def observe(
     *,
     max_samples: int | None = 512,
     granularities: Collection[str] = (),
+    keep: bool = False,
     progress: Progress | None = None,
     group: Group = ALONE,
 ) -> Observed:
     """Watch the sites `names` on `batches`; with `granularities` (of the function of that name) also measure the
     prediction's sensitivity and what groups of neurons see, in two more passes over the same samples, which are kept.
-    Other arguments and errors as for `calibrate`."""
+    keep -- keep the samples for rules that read them again (`_range.reads_again`). Other arguments and errors as for
+    `calibrate`."""
     if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
         raise ConfigError(f"max_samples must be None or a whole number of at least 1, not {max_samples!r}")
     histograms = {name: Histogram() for name in names}
-    kept: list[Seen] | None = [] if granularities else None
+    kept: list[Seen] | None = [] if granularities or keep else None
     with group.telling():
         samples = _observe(captured, Observing(marked, histograms), batches, max_samples, progress, group, kept)
         _merge(histograms, marked, samples, group)
     if samples == 0:
         raise CalibrationError("calibration got no samples; pass at least one batch of model inputs")
-    if kept is None:
-        return Observed(histograms, samples)
+    if not granularities or kept is None:
+        return Observed(histograms, samples, batches=kept or ())
     axes = {site.name: site.batch_axis for site in plan.sites}
     heard = fisher_information(marked, readers_of(plan), axes, kept)
     return Observed(histograms, samples, heard, grains(marked, plan.sites, heard, granularities, kept), kept)
@@ -165,7 +168,7 @@ def measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphM
     """
     rule = recipe.range
     if not isinstance(rule, Balanced) or rule.energy is not None or not granularities(plan, recipe):
-        return _measured(plan, recipe, seen)
+        return _measured(plan, recipe, seen, marked)
 
     device = next((p.device for p in marked.parameters()), torch.device("cpu"))
 
@@ -174,27 +177,42 @@ def measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphM
         return divergence(marked, (neurons, found.thresholds), seen.batches, steps=recipe.steps)
 
     def attempt(budget: float) -> Calibration:
-        return _measured(plan, replace(recipe, range=replace(rule, divergence=budget)), seen)
+        return _measured(plan, replace(recipe, range=replace(rule, divergence=budget)), seen, marked)
 
     return settle(rule.divergence, attempt, judge)
 
 
-def _measured(plan: Plan, recipe: Recipe, seen: Observed) -> Calibration:
+def _measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphModule) -> Calibration:
     choices = {site.name: recipe.choice(site) for site in plan.sites}
     blind = [name for name, choice in choices.items() if choice.threshold is None and not seen.histograms[name].count]
     if blind:
         raise CalibrationError(
             f"no data reached site {', '.join(blind[:5])}; give it a threshold or keep its layer analog"
         )
-    thresholds = {
-        site.name: choices[site.name].threshold or _alone(site, choices[site.name], seen, recipe) for site in plan.sites
-    }
+    found = sequential(marked, plan, recipe, seen.batches) if recipe.sequential else _alone(plan, recipe, seen, marked)
+    thresholds = {name: ranged.threshold for name, ranged in found.items()}
+    frames = {name: ranged.frame for name, ranged in found.items() if ranged.frame is not None}
     together = [site for site in plan.sites if _together(choices[site.name])]
     ranges = {node: (seen.histograms[node].minimum, seen.histograms[node].maximum) for node in ranged(plan, recipe)}
     if not together:
-        return Calibration(thresholds, seen.samples, ranges=ranges)
-    found = _balanced(recipe, together, seen)
-    return replace(found, thresholds=thresholds | found.thresholds, ranges=ranges)
+        return Calibration(thresholds, seen.samples, frames=frames, ranges=ranges)
+    balanced = _balanced(recipe, together, seen)
+    return replace(
+        balanced, thresholds={**thresholds, **balanced.thresholds}, frames={**frames, **balanced.frames}, ranges=ranges
+    )
+
+
+def _alone(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphModule) -> dict[str, Range]:
+    """Every site's range from what it saw of the source's activations."""
+    histograms = seen.histograms
+    fine = {
+        site.name: found
+        for site in plan.sites
+        if site.name in histograms
+        and (found := watcher(site, recipe.choice(site), histograms[site.name].count)) is not None
+    }
+    show(marked, {name: [largest] for name, largest in fine.items()}, seen.batches)
+    return {site.name: range_of(site, recipe, histograms.get(site.name), fine.get(site.name)) for site in plan.sites}
 
 
 def _together(choice: Any) -> bool:
@@ -257,17 +275,6 @@ def _merge(histograms: Mapping[str, Histogram], marked: torch.fx.GraphModule, sa
     extremes = group.exchange([[histogram.minimum, histogram.maximum] for histogram in histograms.values()])
     for histogram, pairs in zip(histograms.values(), zip(*extremes, strict=True), strict=True):
         histogram.merge_all(pairs, group.add)
-
-
-def _alone(site: Site, choice: Any, seen: Observed, recipe: Recipe) -> Threshold:
-    histogram = seen.histograms[site.name]
-    if isinstance(choice.range, MinimumError):
-        return least_error(recipe.neuron_for(site), histogram, recipe)
-    raw = choice.range.threshold(histogram)
-    if recipe.threshold_bits is None:
-        return raw
-    positive, negative = (round_up(max(theta, 0.0), recipe.threshold_bits) for theta in (raw.positive, raw.negative))
-    return Threshold(positive, negative)
 
 
 def batch_size(captured: Captured, leaves: tuple[torch.Tensor, ...]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ import torch.fx
 from . import ops
 from ._sensitivity import Sensitivity
 from .neurons import Frame
-from .observers import Grouped
+from .observers import Grouped, Largest
 from .types import Site, SiteKind
 
 SPAN = 8  # octaves that a neuron's threshold may lie from the middle, on either side
@@ -77,9 +77,9 @@ def frame_of(grain: Grain) -> Frame | None:
 
 
 class Grouping(torch.fx.Interpreter):
-    """Runs the marked graph as it is and counts magnitudes by group of neurons."""
+    """Runs the marked graph as it is and shows every site's tensor to what watches its groups of neurons."""
 
-    def __init__(self, graph: torch.fx.GraphModule, seen: Mapping[str, list[Grouped]]) -> None:
+    def __init__(self, graph: torch.fx.GraphModule, seen: Mapping[str, Sequence[Grouped | Largest]]) -> None:
         super().__init__(graph)
         self.extra_traceback = False
         self.seen = seen
@@ -118,8 +118,18 @@ def grains(
     seen: dict[str, list[Grouped]] = {}
     for (_, name), grain in found.items():
         seen.setdefault(name, []).append(grain.seen)
+    show(marked, seen, batches)
+    return found
+
+
+@torch.no_grad()
+def show(
+    marked: torch.fx.GraphModule,
+    seen: Mapping[str, Sequence[Grouped | Largest]],
+    batches: Iterable[tuple[tuple, int]],
+) -> None:
+    """Run the batches once more for those who watch groups of neurons, by site; not where there are none."""
     if seen:
         grouping = Grouping(marked, seen)
         for leaves, _ in batches:
             grouping.run(*leaves)
-    return found

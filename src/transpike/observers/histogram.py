@@ -78,6 +78,15 @@ class Histogram:
         values = torch.where(index < 1 << bits, 0.0, edges.mean(0))
         return values, folded[index].double() / self.count
 
+    def bins(self, sign: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Magnitudes of one sign (0: of both) by bin, ascending, without zeros and empty bins: the lower and upper
+        edges, and the share of all x; float64."""
+        halves = {1: self.counts[:BINS], -1: self.counts[BINS:], 0: self.counts[:BINS] + self.counts[BINS:]}
+        index = halves[sign].nonzero().flatten()
+        index = index[index >= 1 << MANTISSA_BITS]
+        edges = torch.stack([index << _SHIFT, (index + 1) << _SHIFT]).to(torch.int32).view(torch.float32).double()
+        return edges[0], edges[1], halves[sign][index].double() / max(self.count, 1)
+
     def quantile(self, fraction: float) -> float:
         """The signed quantile (the exact extremes for 0 and 1)."""
         if fraction >= 1:

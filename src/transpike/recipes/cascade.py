@@ -13,6 +13,8 @@ def cascade(
     levels: int = 8,
     percentile: float = 1.0,
     rule: str = "percentile",
+    granularity: str = "tensor",
+    sequential: bool = False,
     cutoff: float = 0.5,
     pulses: int = 6,
     first_layer: str = "analog",
@@ -26,5 +28,5 @@ def cascade(
     either sign first, up to `pulses` firings; the range is the largest magnitude; products in two terms.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    neuron, rule = Differential(levels, cutoff, pulses), range_rule(rule, percentile, True)
-    return Recipe("cascade", neuron, rule, policy, product_terms=2, steps=1)
+    neuron, rule = Differential(levels, cutoff, pulses), range_rule(rule, percentile, True, granularity)
+    return Recipe("cascade", neuron, rule, policy, product_terms=2, steps=1, sequential=sequential)

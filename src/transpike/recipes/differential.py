@@ -13,6 +13,8 @@ def differential(
     levels: int = 8,
     percentile: float = 1.0,
     rule: str = "percentile",
+    granularity: str = "tensor",
+    sequential: bool = False,
     cutoff: float = 0.5,
     first_layer: str = "analog",
     head: str = "spiking",
@@ -25,4 +27,5 @@ def differential(
     activation magnitude, the same for both signs (overshoots must be taken back), and not the fixed point of the paper.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    return Recipe("differential", Differential(levels, cutoff), range_rule(rule, percentile, True), policy)
+    neuron, ranges = Differential(levels, cutoff), range_rule(rule, percentile, True, granularity)
+    return Recipe("differential", neuron, ranges, policy, sequential=sequential)

@@ -13,6 +13,8 @@ def ecmt(
     levels: int = 8,
     percentile: float = 1.0,
     rule: str = "percentile",
+    granularity: str = "tensor",
+    sequential: bool = False,
     symmetric: bool = False,
     cutoff: float = 1.0,
     first_layer: str = "analog",
@@ -27,4 +29,5 @@ def ecmt(
     level, thresholds rounded up to 8 significant bits. Best measured settings: symmetric=True, cutoff=0.5, levels=10.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    return Recipe("ecmt", MultiThreshold(levels, cutoff), range_rule(rule, percentile, symmetric), policy)
+    neuron, ranges = MultiThreshold(levels, cutoff), range_rule(rule, percentile, symmetric, granularity)
+    return Recipe("ecmt", neuron, ranges, policy, sequential=sequential)

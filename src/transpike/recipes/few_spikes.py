@@ -13,6 +13,7 @@ def few_spikes(
     levels: int = 8,
     percentile: float = 1.0,
     rule: str = "percentile",
+    sequential: bool = False,
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -25,4 +26,4 @@ def few_spikes(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     rule = range_rule(rule, percentile, True)
-    return Recipe("few-spikes", FewSpikes(levels), rule, policy, product_terms=2, steps=1)
+    return Recipe("few-spikes", FewSpikes(levels), rule, policy, product_terms=2, steps=1, sequential=sequential)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..multi_basis import Approximation
 from ..neurons import NEURONS, Neuron
-from ..observers import RANGE_RULES, RangeRule
+from ..observers import RANGE_RULES, Balanced, RangeRule
 from ..policy import Policy
 from ..types import Site, SiteKind, Threshold
 
@@ -46,7 +46,9 @@ class Recipe:
         product_terms -- how a product of two spiking signals is updated in a step: 3 terms as published (spike x spike,
         spike x sum, sum x spike), or 2 (spike x new sum, sum x spike), which gives the same for fewer operations.
         steps -- used where a caller names none. operators -- how nonlinear ones are approximated; None: they are exact.
-        correction -- of `transpike.correct`, or "none".
+        correction -- of `transpike.correct`, or "none". sequential -- calibration shows a site what the converted
+        sites before it let through after `steps` steps, in the order of the graph, not what the source has there; all
+        calibration samples are in memory at once.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Recipe:
     site_levels: Mapping[str, int] = field(default_factory=dict)
     operators: Approximation | None = None
     correction: str = "none"
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         if (bits := self.threshold_bits) is not None and (not isinstance(bits, int) or not 1 <= bits <= 24):
@@ -74,6 +77,11 @@ class Recipe:
             raise ConfigError(f"correction must be one of {', '.join(CORRECTIONS)}, not {self.correction!r}")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ConfigError(f"steps must be a whole number of at least 1, not {self.steps!r}")
+        if not isinstance(self.sequential, bool):
+            raise ConfigError(f"sequential must be True or False, not {self.sequential!r}")
+        rules = [self.range, *(choice.range for choice in (*self.kinds.values(), *self.patterns.values()))]
+        if self.sequential and any(isinstance(rule, Balanced) for rule in rules):
+            raise ConfigError("balanced thresholds are set for all sites together; use sequential with another rule")
 
     def choice(self, site: Site) -> SiteChoice:
         """The levels, range rule and given threshold that hold for one site."""
@@ -104,13 +112,14 @@ class Recipe:
         if found := self.site_levels.values():
             special.append(f"levels found by calibration: {min(found)} to {max(found)}")
         bits += "" if self.correction == "none" else f", corrected by channel ({self.correction})"
+        bits += ", calibrated site after site" if self.sequential else ""
         return (f"recipe {self.name}: {_spelled(self.neuron)}, {_spelled(self.range)}{bits}", *special)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "neuron": {"type": self.neuron.name, **asdict(self.neuron)},  # type: ignore[call-overload]
-            "range": {"type": self.range.name, **asdict(self.range)},  # type: ignore[call-overload]
+            "range": {"type": self.range.name, **_settings(self.range)},
             "policy": asdict(self.policy),
             "kinds": {str(kind): _choice_to_json(choice) for kind, choice in self.kinds.items()},
             "patterns": {pattern: _choice_to_json(choice) for pattern, choice in self.patterns.items()},
@@ -120,6 +129,7 @@ class Recipe:
             "steps": self.steps,
             "operators": self.operators and self.operators.to_json(),
             "correction": self.correction,
+            **({"sequential": True} if self.sequential else {}),
         }
 
     @staticmethod
@@ -139,6 +149,7 @@ class Recipe:
                 steps=int(data.get("steps", 8)),
                 operators=data.get("operators") and Approximation.from_json(data["operators"]),
                 correction=data.get("correction", "none"),
+                sequential=data.get("sequential", False),
             )
         except ConfigError:
             raise
@@ -147,7 +158,13 @@ class Recipe:
 
 
 def _spelled(value: Any) -> str:
-    return f"{value.name}({', '.join(f'{key}={item}' for key, item in asdict(value).items())})"
+    return f"{value.name}({', '.join(f'{key}={item}' for key, item in _settings(value).items())})"
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """Its fields, without the granularity that rules had before they had one: so files of then and now are alike."""
+    usual = {field.name for field in fields(value) if field.name == "granularity" and field.default == "tensor"}
+    return {key: item for key, item in asdict(value).items() if key not in usual or item != "tensor"}
 
 
 def _words(choice: SiteChoice) -> str:
@@ -162,7 +179,7 @@ def _words(choice: SiteChoice) -> str:
 def _choice_to_json(choice: SiteChoice) -> dict[str, Any]:
     return {
         "levels": choice.levels,
-        "range": choice.range and {"type": choice.range.name, **asdict(choice.range)},  # type: ignore[call-overload]
+        "range": choice.range and {"type": choice.range.name, **_settings(choice.range)},
         "threshold": None if choice.threshold is None else choice.threshold.to_json(),
         **({} if choice.cutoff is None else {"cutoff": choice.cutoff}),
     }
