@@ -12,6 +12,7 @@ import torch.fx
 from . import ops
 from ._allocate import allocate, candidates, least_error
 from ._capture import Captured
+from ._fine import finer, refine
 from ._grain import Grain, frame_of, grains
 from ._plan import Plan
 from ._sensitivity import Sensitivity, fisher_information
@@ -98,7 +99,7 @@ def calibrate(
     names = [name for name, choice in choices.items() if choice.threshold is None] + ranged(plan, recipe)
     seen = observe(
         captured, marked, plan, names, batches, max_samples=max_samples, granularities=granularities(plan, recipe),
-        progress=progress, group=group,
+        keep=finer(plan, recipe), progress=progress, group=group,
     )  # fmt: skip
     return measured(plan, recipe, seen, marked)
 
@@ -136,33 +137,40 @@ def observe(
     *,
     max_samples: int | None = 512,
     granularities: Collection[str] = (),
+    keep: bool = False,
     progress: Progress | None = None,
     group: Group = ALONE,
 ) -> Observed:
     """Watch the sites `names` on `batches`; with `granularities` (of the function of that name) also measure the
-    prediction's sensitivity and what groups of neurons see, in two more passes over the same samples, which are kept.
-    Other arguments and errors as for `calibrate`."""
+    prediction's sensitivity and what groups of neurons see, in two more passes over the same samples, which are kept;
+    `keep` keeps them anyway. Other arguments and errors as for `calibrate`."""
     if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
         raise ConfigError(f"max_samples must be None or a whole number of at least 1, not {max_samples!r}")
     histograms = {name: Histogram() for name in names}
-    kept: list[Seen] | None = [] if granularities else None
+    kept: list[Seen] | None = [] if granularities or keep else None
     with group.telling():
         samples = _observe(captured, Observing(marked, histograms), batches, max_samples, progress, group, kept)
         _merge(histograms, marked, samples, group)
     if samples == 0:
         raise CalibrationError("calibration got no samples; pass at least one batch of model inputs")
-    if kept is None:
-        return Observed(histograms, samples)
+    if not granularities:
+        return Observed(histograms, samples, batches=kept or ())
     axes = {site.name: site.batch_axis for site in plan.sites}
     heard = fisher_information(marked, readers_of(plan), axes, kept)
     return Observed(histograms, samples, heard, grains(marked, plan.sites, heard, granularities, kept), kept)
 
 
 def measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphModule) -> Calibration:
-    """The recipe's thresholds from what its sites saw. Raises CalibrationError for a site that saw nothing.
+    """The recipe's thresholds and frames, from what its sites saw. Raises CalibrationError for a site that saw nothing.
 
     Where thresholds are to keep a divergence, they are those with which the network has it on the calibration samples.
     """
+    found = _in_common(plan, recipe, seen, marked)
+    frames = refine(marked, plan, recipe, found.thresholds, seen.batches)
+    return replace(found, frames={**found.frames, **frames}) if frames else found
+
+
+def _in_common(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphModule) -> Calibration:
     rule = recipe.range
     if not isinstance(rule, Balanced) or rule.energy is not None or not granularities(plan, recipe):
         return _measured(plan, recipe, seen)

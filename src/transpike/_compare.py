@@ -15,6 +15,7 @@ from ._capture import capture
 from ._convert import Sited, check_inputs, peek, place_sites
 from ._correct import as_asked, until
 from ._evaluate import Evaluation, LabelledBatch
+from ._fine import finer
 from ._model import SpikingModel
 from ._substitute import ranged
 from .energy import EnergySheet, PriceTable, paper_account
@@ -147,7 +148,10 @@ def convert_each(
                 before = sum(seen.samples for _, seen in watched.values())
                 grains = granularities(sited.plan, *wanted.values())
                 nodes = sorted({node for other in wanted.values() for node in ranged(sited.plan, other)})
-                seen = _watch(sited, nodes, calibration, max_samples, before, progress, grains)
+                seen = _watch(
+                    sited, nodes, calibration, max_samples, before, progress, grains,
+                    finer(sited.plan, *wanted.values()),
+                )  # fmt: skip
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
             network = sited.network(recipe, measured(sited.plan, recipe, seen, sited.graph))
@@ -168,6 +172,7 @@ def _watch(
     before: int,
     progress: Progress | None,
     grains: Collection[str],
+    keep: bool,
 ) -> Observed:
     def tell(done: int) -> None:
         if progress is not None:
@@ -176,7 +181,7 @@ def _watch(
     names = [site.name for site in sited.plan.sites] + nodes
     return observe(
         sited.captured, sited.graph, sited.plan, names, calibration, max_samples=most, granularities=grains,
-        progress=tell,
+        keep=keep, progress=tell,
     )  # fmt: skip
 
 

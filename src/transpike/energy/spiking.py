@@ -10,6 +10,7 @@ import numpy as np
 import torch.fx
 
 from ..measure import Tally
+from ..neurons import plain
 from ..types import Layer, Role, Site
 from .kinds import Counts, Kind, added
 from .shapes import MODULES, Flow, elements, flow, is_tensor
@@ -31,7 +32,7 @@ class Book:
         self.rate = any(neuron.code == "rate" for neuron in model.neurons.values())
         self.reuse = reuse
         self.uneven = {
-            site for site, neuron in model.neurons.items() if _uneven(neuron.amplitudes(model.thresholds[site]))
+            site for site, neuron in model.neurons.items() if _uneven(plain(neuron).amplitudes(model.thresholds[site]))
         }
         self.approximated = model.approximated
         self.approximation = model.recipe.operators
