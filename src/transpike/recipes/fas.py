@@ -10,7 +10,7 @@ from .recipe import Recipe
 
 def fas(
     *,
-    granularity: str = "neuron",
+    granularity: str = "channel",
     shifts: bool = False,
     correction: str = "none",
     steps: int = 8,
@@ -21,14 +21,14 @@ def fas(
 ) -> Recipe:
     """FAS: integrate-and-fire neurons behind activation functions, which is what feeds the second linear layer of a
     feed-forward block; all else stays analog. Coarse, then fine calibration: one threshold per site, then one per
-    neuron (`granularity` "tensor" leaves that out, "channel" is between the two) and, with `shifts`, a constant that
-    puts its mean right.
+    channel (`granularity` "neuron": per position and channel, as published; "tensor": none) and, with `shifts`, a
+    constant that puts its mean right.
 
     Source: Chen et al., arXiv 2502.04405, and its code. Differences: no fine-tuning to a clipped ReLU
     (examples/finetune_fas.py has it), so where an activation has both signs, so has the neuron; the neuron reads the
     activation, not what the activation reads, and behind a gate the product; calibration searches powers of two for the
-    least error of each site on its own, with constant input, in place of gradients through the network in spikes; the
-    mean is shifted behind the neuron, not by an initial potential in it, which stays theta / 2. See docs/fas.md.
+    least error of each site on its own, with constant input, in place of gradients through the network in spikes, and by
+    channel, because that holds on other samples; the mean is shifted behind the neuron, not by an initial potential in it, which stays theta / 2. See docs/fas.md.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown, sites="activations")
     rule = MinimumError(granularity, shifts)
