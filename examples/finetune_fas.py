@@ -5,8 +5,8 @@
 
 FOLDER is a model folder (config.json, model.safetensors); DATA an .npz with x, the token ids, and for a classifier y.
 What reads an activation, which is where `fas` puts neurons, reads it rounded meanwhile, to L levels of each sign up to
-a trained threshold (the QCFS activation of train_qcfs.py, straight through). With --relu the model's activation function
-is ReLU from then on, as published: what is left is QCFS in its place. Writes to OUT:
+a trained threshold (the QCFS activation of train_qcfs.py, straight through). With --relu the model's activation is ReLU
+from then on, as published: what is left is QCFS in its place. Writes to OUT:
 
     model             the fine-tuned model, a folder like FOLDER that anything loads
     thresholds.json   by site, the trained threshold

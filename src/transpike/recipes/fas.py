@@ -27,8 +27,9 @@ def fas(
     Source: Chen et al., arXiv 2502.04405, and its code. Differences: no fine-tuning to a clipped ReLU
     (examples/finetune_fas.py has it), so where an activation has both signs, so has the neuron; the neuron reads the
     activation, not what the activation reads, and behind a gate the product; calibration searches powers of two for the
-    least error of each site on its own, with constant input, in place of gradients through the network in spikes, and by
-    channel, because that holds on other samples; the mean is shifted behind the neuron, not by an initial potential in it, which stays theta / 2. See docs/fas.md.
+    least error of each site on its own, with constant input, in place of gradients through the network in spikes, and
+    by channel, because that holds on other samples; the mean is shifted behind the neuron, not by an initial potential
+    in it, which stays theta / 2. See docs/fas.md.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown, sites="activations")
     rule = MinimumError(granularity, shifts)
