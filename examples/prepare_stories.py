@@ -4,7 +4,7 @@
 
 Writes OUT_DIR/stories260k (config.json, model.safetensors: a LlamaForCausalLM), stories.npz (x: 64 tokens of the five
 stories; y: the token that follows the last, -100 elsewhere) and stories_calibration.npz (64 tokens each, drawn from the
-model itself, so that no evaluated text calibrates).
+model itself, so that no evaluated text calibrates). With --training N also stories_training.npz, N more of these.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ def windows(stories: list[list[int]]) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def drawn(folder: Path, count: int = 32) -> dict[str, np.ndarray]:
+def drawn(folder: Path, count: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
     """Token sequences that the model itself tells, one token after the other at temperature 1."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(folder).eval()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     tokens = torch.ones(count, 1, dtype=torch.int64)
     while tokens.shape[1] < WINDOW:
         p = model(tokens).logits[:, -1].softmax(-1)
@@ -105,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path, metavar="DATA_DIR")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    parser.add_argument("--training", type=int, default=0, metavar="N", help="sequences to train with")
     asked = parser.parse_args()
     source, folder = asked.data_dir / "stories260k", asked.out_dir / "stories260k"
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,8 @@ def main() -> None:
     stories = [encode(story.strip(), pieces, scores) for story in text.split("<|endoftext|>") if story.strip()]
     write(asked.out_dir / "stories.npz", as_npz(windows(stories)))
     write(asked.out_dir / "stories_calibration.npz", as_npz(drawn(folder)))
+    if asked.training:
+        write(asked.out_dir / "stories_training.npz", as_npz(drawn(folder, asked.training, seed=1)))
     print(f"{folder}, stories.npz ({len(stories)} stories, {sum(map(len, stories))} tokens), stories_calibration.npz")
 
 

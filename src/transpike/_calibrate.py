@@ -12,6 +12,7 @@ import torch.fx
 from . import ops
 from ._allocate import allocate, candidates
 from ._capture import Captured
+from ._fine import finer, refine
 from ._grain import Grain, frame_of, grains, show
 from ._plan import Plan
 from ._range import Range, range_of, reads_again, watcher
@@ -99,7 +100,7 @@ def calibrate(
     names = [name for name, choice in choices.items() if choice.threshold is None] + ranged(plan, recipe)
     seen = observe(
         captured, marked, plan, names, batches, max_samples=max_samples, granularities=granularities(plan, recipe),
-        keep=reads_again(plan, recipe), progress=progress, group=group,
+        keep=reads_again(plan, recipe) or finer(plan, recipe), progress=progress, group=group,
     )  # fmt: skip
     return measured(plan, recipe, seen, marked)
 
@@ -142,9 +143,8 @@ def observe(
     group: Group = ALONE,
 ) -> Observed:
     """Watch the sites `names` on `batches`; with `granularities` (of the function of that name) also measure the
-    prediction's sensitivity and what groups of neurons see, in two more passes over the same samples, which are kept.
-    keep -- keep the samples for rules that read them again (`_range.reads_again`). Other arguments and errors as for
-    `calibrate`."""
+    prediction's sensitivity and what groups of neurons see, in two more passes over the same samples, which are kept;
+    `keep` keeps them for rules that read them again. Other arguments and errors as for `calibrate`."""
     if max_samples is not None and (not isinstance(max_samples, int) or max_samples < 1):
         raise ConfigError(f"max_samples must be None or a whole number of at least 1, not {max_samples!r}")
     histograms = {name: Histogram() for name in names}
@@ -162,10 +162,16 @@ def observe(
 
 
 def measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphModule) -> Calibration:
-    """The recipe's thresholds from what its sites saw. Raises CalibrationError for a site that saw nothing.
+    """The recipe's thresholds and frames, from what its sites saw. Raises CalibrationError for a site that saw nothing.
 
     Where thresholds are to keep a divergence, they are those with which the network has it on the calibration samples.
     """
+    found = _in_common(plan, recipe, seen, marked)
+    frames = refine(marked, plan, recipe, found.thresholds, seen.batches)
+    return replace(found, frames={**found.frames, **frames}) if frames else found
+
+
+def _in_common(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphModule) -> Calibration:
     rule = recipe.range
     if not isinstance(rule, Balanced) or rule.energy is not None or not granularities(plan, recipe):
         return _measured(plan, recipe, seen, marked)

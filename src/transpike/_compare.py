@@ -15,6 +15,7 @@ from ._capture import capture
 from ._convert import Sited, check_inputs, peek, place_sites
 from ._correct import as_asked, until
 from ._evaluate import Evaluation, LabelledBatch
+from ._fine import finer
 from ._model import SpikingModel
 from ._range import reads_again
 from ._substitute import ranged
@@ -148,7 +149,7 @@ def convert_each(
                 before = sum(seen.samples for _, seen in watched.values())
                 grains = granularities(sited.plan, *wanted.values())
                 nodes = sorted({node for other in wanted.values() for node in ranged(sited.plan, other)})
-                keep = reads_again(sited.plan, *wanted.values())
+                keep = reads_again(sited.plan, *wanted.values()) or finer(sited.plan, *wanted.values())
                 seen = _watch(sited, nodes, calibration, max_samples, before, progress, grains, keep)
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]

@@ -112,6 +112,8 @@ def place_sites(model: torch.nn.Module, captured: Captured, recipe: Recipe, exam
     if not decided.sites:
         raise PlanError(
             "no layer of this model can spike: no linear, convolution or product reads a signal behind the first layer"
+            if recipe.policy.sites == "all"
+            else "no layer of this model reads an element-wise activation; use a recipe with neurons at all sites"
         )
     recipe.policy.check_patterns(decided.layers)
     check_patterns(recipe, decided)

@@ -13,6 +13,7 @@ import torch.fx
 from . import ops
 from ._capture import module_path
 from .ops import carries
+from .ops.activation import behind_activation
 from .ops.multiply import CONVOLUTIONS, ELEMENTWISE
 from .ops.shape import KEEPS_ALL, REPEATS
 from .policy import Policy
@@ -161,7 +162,11 @@ def _analog_reason(
     if policy.elementwise_products == "compensated" and node.target in ELEMENTWISE:
         return "elementwise product, compensated"
     pattern = next((p for p in policy.analog if fnmatch.fnmatchcase(module_path(node), p)), None)
-    return f"matches {pattern!r}" if pattern else ""
+    if pattern:
+        return f"matches {pattern!r}"
+    if policy.sites == "activations" and not (roles[node] is Role.WEIGHT and behind_activation(signals[0], provenance)):
+        return "not behind an activation"
+    return ""
 
 
 def _is_head(

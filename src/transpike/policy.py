@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from .errors import ConfigError
 from .types import Layer
@@ -20,6 +21,7 @@ class Policy:
         head -- "analog" or "spiking": the weight layer whose result is the output up to scale and bias.
         elementwise_products -- "spiking": both operands of x * y (gates) get neurons; "compensated": kept exact.
         analog -- module-name patterns (as in `fnmatch`) whose layers get no neuron.
+        sites -- "all", or "activations": weight layers that read an activation, or a product with one (a gate), only.
         allow_unknown -- operators without a rule run on running means as they are, and every report lists them.
     """
 
@@ -28,12 +30,14 @@ class Policy:
     elementwise_products: str = "spiking"
     analog: tuple[str, ...] = ()
     allow_unknown: bool = False
+    sites: str = "all"
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("first_layer", ("analog", "spiking")),
             ("head", ("analog", "spiking")),
             ("elementwise_products", ("spiking", "compensated")),
+            ("sites", ("all", "activations")),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
@@ -54,4 +58,10 @@ class Policy:
 
     def lines(self) -> tuple[str, ...]:
         text = f"first layer {self.first_layer}, head {self.head}, elementwise products {self.elementwise_products}"
+        text += "" if self.sites == "all" else ", neurons behind activations only"
         return (text + (f", analog by name: {', '.join(self.analog)}" if self.analog else ""),)
+
+    def to_json(self) -> dict[str, Any]:
+        """`sites` only where it says something, so that older versions read what they can run."""
+        data = asdict(self)
+        return data if self.sites != "all" else {key: value for key, value in data.items() if key != "sites"}

@@ -16,6 +16,7 @@ import torch
 from .._calibrate import granularities, observe
 from .._capture import capture
 from .._convert import check_inputs, peek, place_sites
+from .._fine import finer
 from .._range import reads_again
 from .._substitute import ranged
 from ..errors import ConfigError
@@ -102,7 +103,8 @@ def tune(
     names = [site.name for site in sited.plan.sites] + ranged(sited.plan, recipe)
     seen = observe(
         sited.captured, sited.graph, sited.plan, names, ranges, max_samples=None,
-        granularities=granularities(sited.plan, recipe), keep=reads_again(sited.plan, recipe),
+        granularities=granularities(sited.plan, recipe),
+        keep=reads_again(sited.plan, recipe) or finer(sited.plan, recipe),
     )  # fmt: skip
     judge = Judge(sited, seen, judging, recipe, records)
     search = Search(space, judge, target, asked, settings, progress)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
-from ..types import Role
-from .rule import Rule, always
+import torch
+import torch.fx
+
+from ..types import Provenance, Role
+from .affine import ELEMENT_BY_ELEMENT
+from .multiply import ELEMENTWISE
+from .rule import Rule, always, carries
+from .shape import KEEPS_ALL
 
 aten = torch.ops.aten
 
@@ -70,5 +76,43 @@ NONLINEAR = (
     aten.isnan.default,
     aten.nan_to_num.default,
 )
+
+# Activation functions of neural networks, as they are or as part of one that is spelled out (tanh or erf of a GELU).
+ACTIVATIONS = (
+    aten.relu.default,
+    aten.relu6.default,
+    aten.leaky_relu.default,
+    aten.prelu.default,
+    aten.elu.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.mish.default,
+    aten.softplus.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.erf.default,
+    aten.glu.default,
+)
+
+
+def behind_activation(value: object, provenance: Mapping[torch.fx.Node, Provenance]) -> bool:
+    """Whether a signal is an activation, up to rearrangement and constants, or an element-wise product with one."""
+    if not isinstance(value, torch.fx.Node) or not carries(value, provenance):
+        return False
+    if value.target in ACTIVATIONS:
+        return True
+    signals = [operand for operand in value.all_input_nodes if carries(operand, provenance)]
+    if value.target in ELEMENTWISE:
+        return any(behind_activation(operand, provenance) for operand in signals)
+    passes = value.target in (*KEEPS_ALL, *ELEMENT_BY_ELEMENT, aten.div.Tensor)
+    return passes and len(signals) == 1 and behind_activation(signals[0], provenance)
+
 
 RULES: dict[object, Rule] = {op: always(Role.NONLINEAR) for op in NONLINEAR}

@@ -28,7 +28,7 @@ def selection(node: torch.fx.Node, provenance: Mapping[torch.fx.Node, Provenance
     return Role.NONLINEAR if carries(argument(node, 0, "condition"), provenance) else Role.STRUCTURAL
 
 
-ALWAYS_AFFINE = (
+ELEMENT_BY_ELEMENT = (
     aten.add.Tensor,
     aten.add.Scalar,
     aten.sub.Tensor,
@@ -37,6 +37,9 @@ ALWAYS_AFFINE = (
     aten.neg.default,
     aten.mul.Scalar,
     aten.div.Scalar,
+)
+ALWAYS_AFFINE = (
+    *ELEMENT_BY_ELEMENT,
     aten.mean.default,
     aten.mean.dim,
     aten.sum.default,

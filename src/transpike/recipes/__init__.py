@@ -17,6 +17,7 @@ from .cascade import cascade
 from .differential import differential
 from .ecmt import ecmt
 from .ecmt_code import ecmt_code
+from .fas import fas
 from .few_spikes import few_spikes
 from .mbe import mbe
 from .parallel import parallel
@@ -34,6 +35,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "few-spikes": few_spikes,
     "mbe": mbe,
     "parallel": parallel,
+    "fas": fas,
 }
 
 
@@ -63,6 +65,7 @@ __all__ = [
     "balanced",
     "qcfs",
     "few_spikes",
+    "fas",
     "parallel",
     "mbe",
     "recipe_named",

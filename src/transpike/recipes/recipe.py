@@ -120,7 +120,7 @@ class Recipe:
             "name": self.name,
             "neuron": {"type": self.neuron.name, **asdict(self.neuron)},  # type: ignore[call-overload]
             "range": {"type": self.range.name, **_settings(self.range)},
-            "policy": asdict(self.policy),
+            "policy": self.policy.to_json(),
             "kinds": {str(kind): _choice_to_json(choice) for kind, choice in self.kinds.items()},
             "patterns": {pattern: _choice_to_json(choice) for pattern, choice in self.patterns.items()},
             "site_levels": dict(self.site_levels),
