@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import transpike
-from transpike import _sensitivity
-from transpike._allocate import candidates
-from transpike._grain import Grain, dimensions, octaves
-from transpike._sensitivity import Sensitivity
-from transpike._settle import settle
+from transpike.calibration import sensitivity
+from transpike.calibration.allocate import candidates
+from transpike.calibration.grain import Grain, dimensions, octaves
+from transpike.calibration.sensitivity import Sensitivity
+from transpike.calibration.settle import settle
 from transpike.errors import CalibrationError, ConfigError
 from transpike.neurons import Differential, trajectory
 from transpike.observers import Balanced, Grouped
@@ -46,7 +46,7 @@ def divergence(snn: transpike.SpikingModel, batches: list[torch.Tensor]) -> tupl
 
 def test_information_is_the_diagonal_of_the_fisher_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twin: W'(diag p - p p')W of a last layer, element by element."""
-    monkeypatch.setattr(_sensitivity, "PROBES", 4000)
+    monkeypatch.setattr(sensitivity, "PROBES", 4000)
     torch.manual_seed(0)
     first, last = torch.nn.Linear(5, 7), torch.nn.Linear(7, 4)
     net = torch.nn.Sequential(first, torch.nn.Tanh(), last).eval()
@@ -55,7 +55,7 @@ def test_information_is_the_diagonal_of_the_fisher_matrix(monkeypatch: pytest.Mo
     (site,) = snn.plan.sites
     readers = {site.name: (snn.plan.layers[-1].node,)}
     batches = [((inputs,), 6)]
-    found = _sensitivity.fisher_information(snn.program.module, readers, {site.name: 0}, batches)[site.name]
+    found = sensitivity.fisher_information(snn.program.module, readers, {site.name: 0}, batches)[site.name]
     p = net(inputs).softmax(-1)
     fisher = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     exact = torch.einsum("ki,bkl,li->i", last.weight, fisher, last.weight).detach().double()

@@ -13,10 +13,10 @@ import torch
 import transpike
 from oracle import BLOCK_SITES, Block, quantile
 from transpike import SiteChoice, SiteKind, Threshold
-from transpike._calibrate import calibrate
-from transpike._calibrate import given as thresholds_given
 from transpike._execute import run_body, run_prefix
 from transpike._mark import insert_sites
+from transpike.calibration import calibrate
+from transpike.calibration import given as thresholds_given
 from transpike.errors import CalibrationError, CaptureError, CheckpointError, ConfigError, TranspikeError
 from transpike.observers import Maximum, Percentile
 from transpike.observers.rounding import round_up

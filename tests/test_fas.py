@@ -15,13 +15,13 @@ from torch import Tensor, nn
 import transpike
 from families import FAMILIES
 from test_families import batch
-from transpike._calibrate import calibrate, observe
 from transpike._capture import capture
 from transpike._compare import convert_each
 from transpike._drift import drift
 from transpike._execute import run_body, run_prefix
-from transpike._fine import SCALES
 from transpike._plan import plan
+from transpike.calibration import calibrate, observe
+from transpike.calibration.fine import SCALES
 from transpike.errors import ConfigError, PlanError
 from transpike.neurons import Frame, MultiThreshold, framed, trajectory
 from transpike.observers import MinimumError
@@ -118,7 +118,7 @@ def test_other_recipes_neither_say_nor_pay_anything(model: Block, batches: list[
     for name in RECIPES:
         assert ("sites" in recipe_named(name).to_json()["policy"]) is (name == "fas")
     snn = transpike.convert(model, batches, cascade(rule="mse"))
-    seen = observe(snn.captured, snn.program.module, snn.plan, snn.thresholds, batches)
+    seen = observe(snn.captured, snn.program.module, snn.plan, [snn.recipe], batches)
     assert snn.calibration.frames == {} and seen.batches == ()
 
 

@@ -19,8 +19,8 @@ import torch
 
 import transpike
 from transpike import pipeline
-from transpike._calibrate import calibrate
 from transpike._mark import insert_sites
+from transpike.calibration import calibrate
 from transpike.cli import main
 from transpike.data import Subset, open_data
 from transpike.errors import CalibrationError, MissingExtra, ProcessError

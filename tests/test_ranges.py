@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import transpike
-from transpike._allocate import effective_levels
 from transpike._drift import drift, widen
-from transpike._grain import dimensions
-from transpike._sequential import held
+from transpike.calibration.allocate import effective_levels
+from transpike.calibration.grain import dimensions
+from transpike.calibration.sequential import held
 from transpike.errors import CalibrationError, ConfigError
 from transpike.neurons import Differential, MultiThreshold, Parallel, advance
 from transpike.observers import FixedPoint, Histogram, Percentile
@@ -257,8 +257,8 @@ def test_what_is_off_leaves_no_trace(model: torch.nn.Module, monkeypatch: pytest
     def refuse(*_: object) -> None:
         raise AssertionError("a second pass")
 
-    monkeypatch.setattr(transpike._grain.Grouping, "run", refuse)
-    monkeypatch.setattr(transpike._calibrate, "sequential", refuse)
+    monkeypatch.setattr(transpike.calibration.grain.Grouping, "run", refuse)
+    monkeypatch.setattr(transpike.calibration.calibrate, "sequential", refuse)
     snn = transpike.convert(model, digits(16), differential())
     assert not snn.calibration.frames
     text = json.dumps(snn.recipe.to_json()) + str(snn.plan)

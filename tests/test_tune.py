@@ -14,7 +14,6 @@ import torch
 
 import transpike
 from transpike import RECIPES, Recipe, Site, SiteChoice, SiteKind, Threshold, Tuned, tune
-from transpike._calibrate import observe
 from transpike._convert import place_sites
 from transpike._tune import Choice, Effect, Target, Trajectory
 from transpike._tune.journal import Journal
@@ -22,6 +21,7 @@ from transpike._tune.judge import Judge, distance
 from transpike._tune.path import path, ranked
 from transpike._tune.search import front
 from transpike._tune.space import Space, units_of
+from transpike.calibration import observe
 from transpike.cli import main
 from transpike.errors import ConfigError
 from transpike.observers import Histogram, Percentile
@@ -312,10 +312,9 @@ def test_stopped_and_resumed_is_as_undisturbed(tuned: Tuned, tmp_path: Path) -> 
 def test_a_journal_of_other_samples_or_weights_is_not_used(tmp_path: Path) -> None:
     model, recipe, journal = load_model(), RECIPES["ecmt"](), Journal(tmp_path / "j")
     sited = place_sites(model, transpike.capture(model, images(0, 2)[0]), recipe, images(0, 2)[0])
-    names = [one.name for one in sited.plan.sites]
 
     def judge(ranges: int = 0, judged: int = 32) -> Judge:
-        seen = observe(sited.captured, sited.graph, names, images(ranges, ranges + 16))
+        seen = observe(sited.captured, sited.graph, sited.plan, [recipe], images(ranges, ranges + 16))
         return Judge(sited, seen, images(judged, judged + 16), recipe, journal)
 
     first = judge()(recipe, steps=1)

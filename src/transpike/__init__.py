@@ -6,7 +6,6 @@ print(run.spikes, snn.energy(run))
 snn.save_pretrained("my-snn"); snn = transpike.load("my-snn")
 """
 
-from ._calibrate import Calibration
 from ._capture import Captured, capture
 from ._compare import RecipeComparison, compare
 from ._convert import convert
@@ -19,6 +18,7 @@ from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import Run, simulate
 from ._tune import Tuned, tune
+from .calibration import Calibration
 from .errors import TranspikeError
 from .group import Group, join
 from .measure.fidelity import LayerView, SiteReport

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 
-from ._calibrate import Observed, granularities, measured, observe
 from ._capture import capture
 from ._convert import Sited, check_inputs, peek, place_sites
 from ._correct import as_asked, until
 from ._evaluate import Evaluation, LabelledBatch
-from ._fine import finer
 from ._model import SpikingModel
-from ._range import reads_again
-from ._substitute import ranged
+from .calibration import Observed, measured, observe
 from .energy import EnergySheet, PriceTable, paper_account
 from .errors import ConfigError, DataError, PlanError, TranspikeError
 from .measure import Agreement, Tally
@@ -147,10 +144,8 @@ def convert_each(
             if recipe.policy not in watched:
                 sited = place_sites(model, captured, recipe, example)
                 before = sum(seen.samples for _, seen in watched.values())
-                grains = granularities(sited.plan, *wanted.values())
-                nodes = sorted({node for other in wanted.values() for node in ranged(sited.plan, other)})
-                keep = reads_again(sited.plan, *wanted.values()) or finer(sited.plan, *wanted.values())
-                seen = _watch(sited, nodes, calibration, max_samples, before, progress, grains, keep)
+                alike = [other for other in wanted.values() if other.policy == recipe.policy]
+                seen = _watch(sited, alike, calibration, max_samples, before, progress)
                 watched[recipe.policy] = (sited, seen)
             sited, seen = watched[recipe.policy]
             network = sited.network(recipe, measured(sited.plan, recipe, seen, sited.graph))
@@ -165,23 +160,17 @@ def convert_each(
 
 def _watch(
     sited: Sited,
-    nodes: list[str],
+    recipes: Iterable[Recipe],
     calibration: Iterable[Any],
     most: int | None,
     before: int,
     progress: Progress | None,
-    grains: Collection[str],
-    keep: bool,
 ) -> Observed:
     def tell(done: int) -> None:
         if progress is not None:
             progress(before + done)
 
-    names = [site.name for site in sited.plan.sites] + nodes
-    return observe(
-        sited.captured, sited.graph, sited.plan, names, calibration, max_samples=most, granularities=grains,
-        keep=keep, progress=tell,
-    )  # fmt: skip
+    return observe(sited.captured, sited.graph, sited.plan, recipes, calibration, max_samples=most, progress=tell)
 
 
 @dataclass

@@ -12,7 +12,6 @@ import torch
 import torch.fx
 
 from . import ops
-from ._calibrate import Calibration, Progress, calibrate, given
 from ._capture import Captured, capture
 from ._correct import as_asked, until
 from ._count import batch_axis
@@ -22,6 +21,7 @@ from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._simulate import batch_axis_of_output
 from ._substitute import notes
+from .calibration import Calibration, Progress, calibrate, given
 from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
 from .group import ALONE, Group
 from .measure import per_step

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.fx
 
-from ._calibrate import batch_size
 from ._capture import Captured
 from ._execute import Values, run_body, run_prefix
 from ._model import SpikingModel
+from .calibration import batch_size
 from .errors import CalibrationError, ConfigError
 from .neurons import Frame, fire_once, plain
 from .recipes import CORRECTIONS

@@ -11,12 +11,12 @@ from typing import Any
 import safetensors
 import torch
 
-from ._calibrate import Calibration
 from ._capture import capture
 from ._mark import insert_sites
 from ._model import SpikingModel
 from ._plan import Plan, plan
 from ._substitute import notes
+from .calibration import Calibration
 from .codecs.bundle import CONFIG, FRAMES, THRESHOLDS, WEIGHTS, read_config, read_thresholds, site_to_json
 from .codecs.frame_file import read_frames
 from .codecs.signature import call_from_json

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.fx
 
-from ._calibrate import Calibration, batch_size
 from ._capture import Captured
 from ._execute import cut
 from ._plan import Plan
 from ._simulate import Run, simulate
 from ._substitute import replaced, substituted
+from .calibration import Calibration, batch_size
 from .codecs import save
 from .energy import EnergySheet, PaperAccount, PriceTable, energy_sheet, paper_account
 from .measure import Tally

@@ -13,12 +13,9 @@ from typing import Any
 
 import torch
 
-from .._calibrate import granularities, observe
 from .._capture import capture
 from .._convert import check_inputs, peek, place_sites
-from .._fine import finer
-from .._range import reads_again
-from .._substitute import ranged
+from ..calibration import observe
 from ..errors import ConfigError
 from ..recipes import Recipe, recipe_named
 from .journal import Journal
@@ -100,12 +97,7 @@ def tune(
     sited = place_sites(model, capture(model, example, batch_dim=batch_dim), recipe, example)
     space = Space(recipe, units_of(sited.plan.sites, by))
     records = Journal(journal)
-    names = [site.name for site in sited.plan.sites] + ranged(sited.plan, recipe)
-    seen = observe(
-        sited.captured, sited.graph, sited.plan, names, ranges, max_samples=None,
-        granularities=granularities(sited.plan, recipe),
-        keep=reads_again(sited.plan, recipe) or finer(sited.plan, recipe),
-    )  # fmt: skip
+    seen = observe(sited.captured, sited.graph, sited.plan, [recipe], ranges, max_samples=None)
     judge = Judge(sited, seen, judging, recipe, records)
     search = Search(space, judge, target, asked, settings, progress)
     with contextlib.suppress(Spent):

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .._calibrate import Observed, batch_size, measured
 from .._convert import Sited
+from ..calibration import Observed, batch_size, measured
 from ..energy import paper_account
 from ..errors import ConfigError, DataError
 from ..measure import Agreement, Tally

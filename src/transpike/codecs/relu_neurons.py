@@ -11,9 +11,9 @@ import torch
 import torch.fx
 
 from .. import ops
-from .._calibrate import calibrate
 from .._capture import module_path
 from .._execute import cut
+from ..calibration import calibrate
 from ..ops.shape import KEEPS_ALL
 from ..types import Site, SiteKind
 

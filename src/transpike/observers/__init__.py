@@ -2,7 +2,7 @@
 
 A rule is a frozen, serialisable value with `threshold(histogram) -> Threshold`. To add one, add its file and its row.
 `Balanced`, which decides for all sites together, and `MinimumError` run the neuron, and `FixedPoint` needs its levels:
-that is `_allocate`'s work.
+that is `calibration.allocate`'s work.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class FixedPoint:
     kappa = 1 is found by bisection, around the best of a coarse grid: of several fixed points, that of least error.
     Values lie evenly in their bin.
     Each sign has its own threshold, from its own values; with `symmetric` both have that of |x|. N is the business of
-    `_allocate.effective_levels`: T 2^n. margin -- a factor on both.
+    `calibration.allocate.effective_levels`: T 2^n. margin -- a factor on both.
     Source: DCGS (arXiv 2503.00301), for Gaussian pre-activations of CNNs; on histograms it is ours.
     """
 

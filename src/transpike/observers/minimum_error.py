@@ -18,7 +18,7 @@ class MinimumError:
 
         theta = argmin E[(M_out(T; theta) - x)^2],   among peak 2^(-j/8)
 
-    It clips outliers where that buys resolution. The search is `_allocate.least_error`, which runs the neuron itself.
+    It clips outliers where that buys resolution. The search, which runs the neuron, is `calibration.allocate`.
     granularity -- "neuron": then each neuron takes the power of two times that threshold at which its own error is the
     least; "channel" or "head": the neurons of one together; "tensor": none does. shifts -- and then a constant behind
     each of them, which puts its mean right. See `_fine.refine`.

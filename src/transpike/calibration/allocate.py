@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ._grain import Grain
-from ._sensitivity import Sensitivity
-from .energy import load_prices
-from .neurons import Neuron, Parallel, trajectory
-from .observers import Balanced, Histogram
-from .observers.rounding import round_up
-from .recipes import Recipe
-from .types import Threshold
+from ..energy import load_prices
+from ..neurons import Neuron, Parallel, trajectory
+from ..observers import Balanced, Histogram
+from ..observers.rounding import round_up
+from ..recipes import Recipe
+from ..types import Threshold
+from .grain import Grain
+from .sensitivity import Sensitivity
 
 FINENESS = 4  # candidates per octave
 OCTAVES = 16  # below the largest activation

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 import torch
 import torch.fx
 
-from . import ops
-from ._execute import call, cut, run_prefix
-from ._plan import Plan
-from ._range import Range, range_of, watcher
-from .errors import CalibrationError
-from .neurons import Neuron, fire_once, framed
-from .observers import Histogram
-from .recipes import Recipe
-from .types import Site, Threshold
+from .. import ops
+from .._execute import call, cut, run_prefix
+from .._plan import Plan
+from ..errors import CalibrationError
+from ..neurons import Neuron, fire_once, framed
+from ..observers import Histogram
+from ..recipes import Recipe
+from ..types import Site, Threshold
+from .range import Range, range_of, watcher
 
 
 @torch.no_grad()

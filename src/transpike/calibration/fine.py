@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 import torch.fx
 
-from . import ops
-from ._grain import dimensions
-from ._plan import Plan
-from .neurons import Frame, Neuron, fire_once
-from .observers import MinimumError
-from .recipes import Recipe
-from .types import Threshold
+from .. import ops
+from .._plan import Plan
+from ..neurons import Frame, Neuron, fire_once
+from ..observers import MinimumError
+from ..recipes import Recipe
+from ..types import Threshold
+from .grain import dimensions
 
 SCALES = (1.0, 2.0, 0.5, 4.0, 0.25, 0.125, 0.0625)  # the first leaves everything as it is
 See = Callable[[str, torch.Tensor], None]

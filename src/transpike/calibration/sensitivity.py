@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.fx
 
-from . import ops
-from .errors import CalibrationError
-from .measure import dense_operations
+from .. import ops
+from ..errors import CalibrationError
+from ..measure import dense_operations
 
 PROBES = 2  # random sign vectors; each costs a backward pass, and samples, neurons and probes are all averaged over
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 import torch.fx
 
-from ._execute import cut, run_body, run_prefix
-from .neurons import Neuron, advance
-from .types import Threshold
+from .._execute import cut, run_body, run_prefix
+from ..neurons import Neuron, advance
+from ..types import Threshold
 
 Placed = tuple[Mapping[str, Neuron], Mapping[str, Threshold]]
 Found = TypeVar("Found")

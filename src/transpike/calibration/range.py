@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ._allocate import effective_levels, least_error
-from ._grain import dimensions
-from ._plan import Plan
-from .neurons import Frame
-from .observers import FixedPoint, Histogram, Largest, MinimumError, Percentile
-from .observers.rounding import round_up
-from .recipes import Recipe, SiteChoice
-from .types import Site, Threshold
+from .._plan import Plan
+from ..neurons import Frame
+from ..observers import FixedPoint, Histogram, Largest, MinimumError, Percentile
+from ..observers.rounding import round_up
+from ..recipes import Recipe, SiteChoice
+from ..types import Site, Threshold
+from .allocate import effective_levels, least_error
+from .grain import dimensions
 
 OCTAVES = 16  # that a channel's threshold may lie below the site's
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 import torch.fx
 
-from . import ops
-from ._sensitivity import Sensitivity
-from .neurons import Frame
-from .observers import Grouped, Largest
-from .types import Site, SiteKind
+from .. import ops
+from ..neurons import Frame
+from ..observers import Grouped, Largest
+from ..types import Site, SiteKind
+from .sensitivity import Sensitivity
 
 SPAN = 8  # octaves that a neuron's threshold may lie from the middle, on either side
 PRODUCT = (SiteKind.QUERY, SiteKind.KEY, SiteKind.VALUE, SiteKind.SOFTMAX)
