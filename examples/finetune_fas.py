@@ -37,7 +37,6 @@ from transpike.recipes import fas
 from transpike.zoo import load_model
 
 ACTIVATION = ("hidden_act", "activation_function", "hidden_activation", "activation")
-CALIBRATION = 64  # samples
 Samples = dict[str, Tensor]
 
 
@@ -91,7 +90,7 @@ def at_thresholds(recipe: Recipe, thresholds: Mapping[str, float]) -> Recipe:
 
 
 def convert(model: nn.Module, x: Tensor, recipe: Recipe) -> transpike.SpikingModel:
-    return transpike.convert(model, [{"input_ids": part} for part in x[:CALIBRATION].split(16)], recipe)
+    return transpike.convert(model, [{"input_ids": part} for part in x.split(16)], recipe)
 
 
 @contextmanager
@@ -124,7 +123,7 @@ def finetune(model: nn.Module, samples: Samples, trainer_dir: Path, asked: argpa
         save_strategy="no", report_to=[], use_cpu=True, logging_steps=max(asked.steps // 5, 1), disable_tqdm=True,
     )  # fmt: skip
     rows = [{"input_ids": x, "labels": y} for x, y in zip(samples["x"], labels_of(model, samples), strict=True)]
-    with rounded(model, samples["x"], asked.levels) as roundings:
+    with rounded(model, samples["x"][: asked.samples], asked.levels) as roundings:
         thresholds = [rounding.rounding.threshold for rounding in roundings.values()]
         weights = [p for p in model.parameters() if all(p is not threshold for threshold in thresholds)]
         groups = [{"params": weights, "lr": asked.rate}, {"params": thresholds, "lr": asked.threshold_rate}]
@@ -164,6 +163,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=9e-5, help="learning rate of the weights")
     parser.add_argument("--threshold-rate", type=float, default=5e-3, help="learning rate of the thresholds")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=64, help="of the data, to calibrate with")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     torch.manual_seed(asked.seed)
@@ -173,6 +173,7 @@ def main() -> None:
     thresholds = finetune(model, samples, asked.out / "trainer", asked) if asked.steps else {}
     model.save_pretrained(asked.out / "model")
     write_json(asked.out / "thresholds.json", thresholds)
+    few = samples["x"][: asked.samples]
     x, labels = held_out["x"], labels_of(model, held_out)
     source = logits_of(original, x)
     print(f"{'':32}{'T':>4}{'loss':>10}{'agreement %':>14}")
@@ -180,10 +181,10 @@ def main() -> None:
         print(f"{name:32}{'':4}{judged(logits_of(each, x), source, labels)}", flush=True)
     for steps in asked.time_steps:
         for options in ({"granularity": "tensor"}, {}, {"shifts": True}, {"granularity": "neuron"}):
-            snn = convert(model, samples["x"], at_thresholds(fas(steps=steps, **options), thresholds))
+            snn = convert(model, few, at_thresholds(fas(steps=steps, **options), thresholds))
             name = " ".join(f"{key}={value}" for key, value in options.items())
             print(f"fas {name:28}{steps:4}{judged(logits_of(snn, x, steps), source, labels)}", flush=True)
-    snn = convert(model, samples["x"], at_thresholds(fas(granularity="tensor", steps=asked.time_steps[-1]), thresholds))
+    snn = convert(model, few, at_thresholds(fas(granularity="tensor", steps=asked.time_steps[-1]), thresholds))
     snn.save_pretrained(asked.out / "snn")
 
 
