@@ -18,6 +18,7 @@ from transpike.neurons import (
     Framed,
     MultiThreshold,
     Neuron,
+    by_ladder,
     compiled_trajectory,
     plain,
     spikes_in,
@@ -93,6 +94,14 @@ def test_powers_of_two_share_one_ladder() -> None:
         Differential(3).quantise(values[:, 1], Threshold(4.0, 4.0)),
     )
     assert plain(placed) == Differential(3)
+
+
+def test_a_neuron_needs_the_levels_up_to_the_sites_largest() -> None:
+    scale = torch.tensor([[1.0, 1.0, 4.0, 1024.0]]).bfloat16()
+    found = by_ladder(Framed(Differential(6), Frame(scale=scale)))
+    assert found == ((Differential(6), 0.5), (Differential(4), 0.25), (Differential(1), 0.25))
+    assert by_ladder(Framed(Differential(6), Frame(scale=1 / scale))) == ((Differential(6), 1.0),)
+    assert by_ladder(Differential(6)) == ((Differential(6), 1.0),)
 
 
 def test_other_scales_have_no_common_ladder() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..measure import Tally
-from ..neurons import plain
+from ..neurons import by_ladder
 from .breakeven import BreakEven, break_even
 from .information import bits
 from .kinds import Counts, added
@@ -153,10 +153,13 @@ def energy_sheet(model: SpikingModel, tally: Tally, prices: PriceTable | None = 
     paper = paper_account(tally, model.plan, prices)
     said = {
         name: np.array(
-            [bits(plain(neuron).amplitudes(model.thresholds[name]), t + 1, neuron.pulses) for t in range(tally.steps)],
+            [
+                sum(share * bits(own.amplitudes(model.thresholds[name]), t + 1, own.pulses) for own, share in ladders)
+                for t in range(tally.steps)
+            ],
             float,
         )
-        for name, neuron in model.neurons.items()
+        for name, ladders in ((name, by_ladder(neuron)) for name, neuron in model.neurons.items())
     }
     widths: dict[str, Widths | None] = {
         "FP32": None,

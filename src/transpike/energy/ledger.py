@@ -30,7 +30,7 @@ import torch.fx
 from .._plan import Operator
 from ..errors import ConfigError
 from ..measure import Tally
-from ..neurons import plain
+from ..neurons import by_ladder
 from ..ops.multiply import ELEMENTWISE
 from ..types import Layer, Role
 from .bases import RULES as APPROXIMATED
@@ -105,7 +105,8 @@ def ledger(model: SpikingModel, tally: Tally, *, synapses_per_weight_read: float
             uncounted.append(item)
         entries.append(_entry(item, node, book))
     for site in model.plan.sites:
-        levels = len(plain(model.neurons[site.name]).amplitudes(model.thresholds[site.name]))
+        ladders, threshold = by_ladder(model.neurons[site.name]), model.thresholds[site.name]
+        levels = sum(share * len(own.amplitudes(threshold)) for own, share in ladders)
         module = site.name.rpartition(":")[0]
         entries.append(
             Entry(

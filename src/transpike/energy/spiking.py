@@ -108,9 +108,12 @@ def module_state(node: torch.fx.Node, role: Role, book: Book) -> Counts:
     }
 
 
-def neuron(site: Site, levels: int, pulses: int, book: Book) -> Counts:
+def neuron(site: Site, levels: float, pulses: int, book: Book) -> Counts:
     """Integrate and compare in every step, subtract when a spike is sent; the spike goes to every reader with its
-    level and address. A neuron that may fire several times in a step compares again after every spike."""
+    level and address. A neuron that may fire several times in a step compares again after every spike.
+
+    Arguments: levels -- of a neuron, on average.
+    """
     neurons, spikes = book.tally.neurons[site.name], book.spikes(site.name)
     width = ceil(log2(max(levels, 1))) + ceil(log2(max(neurons, 1)))
     return {

@@ -14,7 +14,7 @@ from __future__ import annotations
 from .differential import Differential
 from .exponential_decay import ExponentialDecay
 from .few_spikes import FewSpikes
-from .frame import Frame, Framed, framed, frames_to, own_units, plain
+from .frame import Frame, Framed, by_ladder, framed, frames_to, own_units, plain
 from .kernel import KERNELS, choose, compiled_trajectory, fits
 from .multi_threshold import MultiThreshold
 from .parallel import Parallel
@@ -43,6 +43,7 @@ __all__ = [
     "Parallel",
     "PublishedMultiThreshold",
     "advance",
+    "by_ladder",
     "choose",
     "compiled_trajectory",
     "fire_once",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -109,6 +109,23 @@ def framed(neuron: Neuron, frame: Frame | None) -> Neuron:
 def plain(neuron: Neuron) -> Neuron:
     """The neuron without its frame: what each neuron of the site is for itself."""
     return neuron.neuron if isinstance(neuron, Framed) else neuron
+
+
+def by_ladder(neuron: Neuron) -> tuple[tuple[Neuron, float], ...]:
+    """(neuron, its share of the site's): each with the levels it needs.
+
+    A neuron whose thresholds lie k octaves above the site's has no use for its k largest levels: the site's largest
+    covers what calibration saw.
+    """
+    own = plain(neuron)
+    if not isinstance(neuron, Framed) or neuron.frame.octaves is None:
+        return ((own, 1.0),)
+    above = torch.frexp(neuron.frame.scale.float())[1].sub(1).clamp(0, own.levels - 1)  # type: ignore[union-attr]
+    octaves, counts = above.unique(return_counts=True)
+    return tuple(
+        (replace(own, levels=own.levels - int(k)), int(count) / above.numel())  # type: ignore[type-var]
+        for k, count in zip(octaves, counts, strict=True)
+    )
 
 
 def own_units(neuron: Neuron, trains: list[torch.Tensor]) -> list[torch.Tensor]:
