@@ -88,7 +88,7 @@ def test_the_step_by_step_network_is_ours(monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(0)
     source = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2).double().eval()
     images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    snn = transpike.convert(source, [images])
+    snn = transpike.convert(source, [images], "ecmt")
     thresholds = {name: (threshold.positive, threshold.negative) for name, threshold in snn.thresholds.items()}
     ours = snn.simulate(images, 4).outputs
     assert (step_by_step(source, images, thresholds, 4) - ours).abs().max() < 1e-10

@@ -255,7 +255,7 @@ def in_batches(family: Family) -> Any:
 def test_families_are_counted_whole(family: Family) -> None:
     """No operator is uncounted; the paper's row is the paper's account; dense counts are those of a FLOP counter."""
     model = family.build()
-    snn = transpike.convert(model, [in_batches(family)], batch_dim=family.batch_dim)
+    snn = transpike.convert(model, [in_batches(family)], "ecmt", batch_dim=family.batch_dim)
     run = snn.simulate(in_batches(family), 2)
     sheet = snn.energy_sheet(run)
     assert sheet.uncounted == ()

@@ -427,7 +427,7 @@ def test_residual_networks_need_neurons_behind_every_relu(recipe: str) -> None:
 
 def test_neurons_behind_every_relu_approach_the_source() -> None:
     x = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    snn = transpike.convert(scrambled(Residual()), [x])
+    snn = transpike.convert(scrambled(Residual()), [x], "ecmt")
     spoken = relu_neurons(snn, [x])
     errors = (spoken.simulate(x, 256, count=False).outputs - snn.source(x)).abs().amax((1, 2))
     assert errors[255] < 0.02 * snn.source(x).abs().max() and errors[255] < errors[3] / 4
@@ -484,7 +484,7 @@ def test_what_nir_cannot_hold_is_named_and_nothing_is_written(case: str, tmp_pat
     model, message = REFUSED[case]
     images = case in ("max-pool", "analog relu", "kernel", "tokens")
     x = torch.randn(2, 2, 8, 8, dtype=torch.float64) if images else torch.randn(3, 7, dtype=torch.float64)
-    snn = transpike.convert(model, [x])
+    snn = transpike.convert(model, [x], "ecmt")
     with pytest.raises(ModelError, match=message) as caught:
         write_nir(snn, tmp_path / "net.nir")
     assert "\n" not in str(caught.value) and "segments" in str(caught.value)
@@ -600,8 +600,8 @@ def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         out, err = capsys.readouterr()
         return code, out, err
 
-    assert run("convert small_net:make --calibration data.npz --out small --quiet")[0] == 0
-    assert run("convert digits --calibration digits --samples 8 --out digits --quiet")[0] == 0
+    assert run("convert small_net:make --calibration data.npz --recipe ecmt --out small --quiet")[0] == 0
+    assert run("convert digits --calibration digits --samples 8 --recipe ecmt --out digits --quiet")[0] == 0
     return run
 
 
@@ -686,6 +686,6 @@ def test_the_example_mlp_learns_and_nir_holds_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(digits_mlp, "EPOCHS", 4)
     model, (inputs, labels) = digits_mlp.trained(), digits_mlp.digits("test")
     assert (model(inputs).argmax(1) == labels).float().mean() > 0.9
-    snn = transpike.convert(model.double(), [inputs.double()[:100]])
+    snn = transpike.convert(model.double(), [inputs.double()[:100]], "ecmt")
     found = drift(snn, to_nir(snn), inputs.double()[:20], steps=STEPS)
     assert max(found.outputs) < 1e-12 * found.scale and not any(found.spikes)

@@ -170,7 +170,7 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(snn: Any, part: Any, tmp_pat
 def other_weights(snn: Any) -> Any:
     model = load_model()
     model.head.bias.data[3] += 2**-20
-    return transpike.convert(model, dict(snn.thresholds), example=torch.zeros(2, 1, 8, 8))
+    return transpike.convert(model, dict(snn.thresholds), "ecmt", example=torch.zeros(2, 1, 8, 8))
 
 
 def other_threshold(snn: Any) -> Any:

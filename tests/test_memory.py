@@ -24,7 +24,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def snn() -> transpike.SpikingModel:
     torch.manual_seed(0)
-    return transpike.convert(Block(width=32, hidden=128).double().eval(), [randn(16, 20, 6, seed=1)])
+    return transpike.convert(Block(width=32, hidden=128).double().eval(), [randn(16, 20, 6, seed=1)], "ecmt")
 
 
 class Held(TorchDispatchMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,7 +259,7 @@ def test_what_is_off_leaves_no_trace(model: torch.nn.Module, monkeypatch: pytest
         raise AssertionError("a second pass")
 
     monkeypatch.setattr(transpike.calibration.grain.Grouping, "run", refuse)
-    monkeypatch.setattr(transpike.calibration.calibrate, "sequential", refuse)
+    monkeypatch.setattr(sys.modules["transpike.calibration.calibrate"], "sequential", refuse)
     snn = transpike.convert(model, digits(16), differential())
     assert not snn.calibration.frames
     text = json.dumps(snn.recipe.to_json()) + str(snn.plan)

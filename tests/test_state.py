@@ -128,13 +128,13 @@ def test_the_state_of_another_network_is_refused(kept: tuple[SpikingModel, torch
     model = load_model()
     with torch.no_grad():
         model.head.bias[0] += 1e-6
-    nearly = transpike.convert(model, snn.thresholds, example=images)
+    nearly = transpike.convert(model, snn.thresholds, "ecmt", example=images)
     with pytest.raises(ConfigError, match="another network: other weights; go on with the network it was made with"):
         load_state(nearly, path)
     family = next(family for family in FAMILIES if family.name == "torch_pre_norm")
     with pytest.raises(ConfigError, match="sites and thresholds and operators and weights"):
-        load_state(transpike.convert(family.build(), [batch(family, 2)]), path)
-    assert network_of(snn) == network_of(transpike.convert(load_model(), snn.thresholds, example=images))
+        load_state(transpike.convert(family.build(), [batch(family, 2)], "ecmt"), path)
+    assert network_of(snn) == network_of(transpike.convert(load_model(), snn.thresholds, "ecmt", example=images))
 
 
 def test_other_inputs_are_refused(kept: tuple[SpikingModel, torch.Tensor, Path]) -> None:
@@ -229,8 +229,42 @@ def test_the_command_line_stops_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["convert", "digits", "--calibration", "digits", "--samples", "32", "--out", "net", "--quiet"]) == 0
-    assert main(["convert", "digits", "--calibration", "digits", "--samples", "16", "--out", "other", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                "digits",
+                "--calibration",
+                "digits",
+                "--samples",
+                "32",
+                "--recipe",
+                "ecmt",
+                "--out",
+                "net",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "convert",
+                "digits",
+                "--calibration",
+                "digits",
+                "--samples",
+                "16",
+                "--recipe",
+                "ecmt",
+                "--out",
+                "other",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     line = "literal net --data digits --limit 3 --float64"
     assert main(f"{line} --steps 4 --json whole.json".split()) == 0
     out, err = capsys.readouterr()[0], ""
@@ -262,7 +296,24 @@ def test_an_interrupted_run_goes_on_behind_its_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["convert", "digits", "--calibration", "digits", "--samples", "32", "--out", "net", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                "digits",
+                "--calibration",
+                "digits",
+                "--samples",
+                "32",
+                "--recipe",
+                "ecmt",
+                "--out",
+                "net",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     step = Literal.step
 
     def stopped(self: Literal, *rest: object) -> torch.Tensor:
