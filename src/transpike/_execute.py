@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ Values = dict[torch.fx.Node, Any]
 class Program:
     """A marked graph cut in two.
 
-    prefix -- nodes that no neuron precedes: their values do not change with the step. body -- the rest.
-    crossing -- prefix nodes the body reads. dead_after -- body values nobody reads after a node.
+    prefix -- nodes that no neuron precedes: their values do not change with the step. body -- the rest, with late nodes
+    (`meta["late"]`: weights fetched for the node that follows) where their reader is. crossing -- prefix nodes that the
+    body reads. dead_after -- values nobody reads after a node.
     """
 
     module: torch.fx.GraphModule
@@ -35,23 +36,35 @@ def cut(module: torch.fx.GraphModule) -> Program:
     nodes = list(module.graph.nodes)
     body: list[torch.fx.Node] = []
     moving: set[torch.fx.Node] = set()
+    late: list[torch.fx.Node] = []
     for node in nodes:
+        late.append(node)
+        if node.meta.get("late"):
+            continue
         if ops.is_site(node) or any(operand in moving for operand in node.all_input_nodes):
-            moving.add(node)
-            body.append(node)
+            moving.update(late)
+            body.extend(late)
+        late.clear()
     output = next(node for node in nodes if node.op == "output")
     body = [node for node in body if node is not output]
     prefix = tuple(node for node in nodes if node not in moving and node is not output)
     read = {operand for node in (*body, output) for operand in node.all_input_nodes}
-    dead: dict[torch.fx.Node, list[torch.fx.Node]] = {}
-    seen = set(output.all_input_nodes)
-    for node in reversed(body):
-        for operand in (*node.all_input_nodes, node):
-            if operand in moving and operand not in seen:
-                seen.add(operand)
-                dead.setdefault(node, []).append(operand)
-    frozen = {node: tuple(operands) for node, operands in dead.items()}
-    return Program(module, prefix, tuple(body), tuple(node for node in prefix if node in read), frozen, output)
+    crossing = tuple(node for node in prefix if node in read)
+    kept = {*crossing, *output.all_input_nodes}
+    dead = {**_dead_after(prefix, kept), **_dead_after(body, kept)}
+    return Program(module, prefix, tuple(body), crossing, dead, output)
+
+
+def _dead_after(nodes: Sequence[torch.fx.Node], kept: set[torch.fx.Node]) -> dict[torch.fx.Node, tuple]:
+    """By node: what is read for the last time there, but what is kept."""
+    dead: dict[torch.fx.Node, tuple[torch.fx.Node, ...]] = {}
+    seen = set(kept)
+    for node in reversed(nodes):
+        last = tuple(operand for operand in (*node.all_input_nodes, node) if operand not in seen)
+        if last:
+            dead[node] = last
+            seen.update(last)
+    return dead
 
 
 def run_prefix(program: Program, leaves: tuple[torch.Tensor, ...]) -> Values:
@@ -65,6 +78,8 @@ def run_prefix(program: Program, leaves: tuple[torch.Tensor, ...]) -> Values:
             values[node] = fetch(program.module, str(node.target))
         else:
             values[node] = call(node, values)
+        for dead in program.dead_after.get(node, ()):
+            del values[dead]
     return {node: values[node] for node in program.crossing}
 
 

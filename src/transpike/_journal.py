@@ -20,7 +20,7 @@ import torch
 
 from .codecs.frame_file import frames_digest
 from .errors import ConfigError
-from .zoo import weights_digest
+from .zoo import digest
 
 if TYPE_CHECKING:
     from ._model import SpikingModel
@@ -88,8 +88,8 @@ def identity(model: SpikingModel, steps: int, mode: str) -> dict[str, Any]:
     device = model.device
     cuda = device.type == "cuda"
     return {
-        "weights": weights_digest(model.program.module),
-        "graph": _sha256(str(model.program.module.graph).encode()),
+        "weights": digest(model.weights()),
+        "graph": _sha256(str(model.whole.module.graph).encode()),
         "recipe": model.recipe.to_json(),
         "thresholds": {name: threshold.to_json() for name, threshold in model.thresholds.items()},
         "frames": frames_digest(model.calibration.frames),
@@ -97,7 +97,7 @@ def identity(model: SpikingModel, steps: int, mode: str) -> dict[str, Any]:
         "mode": mode,
         "max_memory": model.max_memory,
         "precision": model.precision,
-        "dtype": sorted({str(p.dtype).removeprefix("torch.") for p in model.program.module.parameters()}),
+        "dtype": sorted({str(p.dtype).removeprefix("torch.") for p in model.whole.module.parameters()}),
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu {torch.backends.cpu.get_cpu_capability()}",
         "threads": None if cuda else torch.get_num_threads(),
         "float32_precision": torch.get_float32_matmul_precision(),

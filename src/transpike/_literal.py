@@ -73,6 +73,7 @@ class Literal:
     conserved, and no spiking layer multiplies by an activation."""
 
     def __init__(self, model: SpikingModel, *, check: bool = False) -> None:
+        model.require_together("the network in spikes")
         self.model = model
         self.check = check
         self.roles = {operator.node: operator.role for operator in model.plan.operators}

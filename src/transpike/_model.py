@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,17 @@ import torch
 import torch.fx
 
 from ._capture import Captured
-from ._execute import cut
+from ._dispatch import Dispatched, MaxMemory, chosen_map, dispatched, gather, weights
+from ._execute import Program, cut, run_body, run_prefix
 from ._plan import Plan
 from ._simulate import Run, simulate
 from ._substitute import replaced, substituted
 from .calibration import Calibration, batch_size
 from .codecs import save
 from .energy import EnergySheet, PaperAccount, PriceTable, energy_sheet, paper_account
+from .errors import ConfigError
 from .measure import Tally
-from .neurons import Neuron
+from .neurons import Framed, Neuron
 from .recipes import Recipe
 from .types import Layer, Role, Threshold
 
@@ -31,7 +33,8 @@ class SpikingModel:
     converted. unfoldable -- why the time-steps cannot be folded into the batch, or "". kernel -- how `simulate` runs
     neurons unless told otherwise: "auto", "compiled" or "eager". max_memory -- bytes that a run may take unless told
     otherwise; None is half of the memory available. precision -- "float32" or "bfloat16", unless told otherwise.
-    approximated -- nodes of nonlinear operators that the recipe approximates.
+    approximated -- nodes of nonlinear operators that the recipe approximates. dispatched -- where weights are that
+    `dispatch` spread, or None.
     """
 
     def __init__(
@@ -54,14 +57,22 @@ class SpikingModel:
         self.kernel = "auto"
         self.max_memory: int | None = None
         self.precision = "float32"
+        self.dispatched: Dispatched | None = None
         self.program = cut(substituted(marked, plan, recipe))
         self.approximated = frozenset(item.node for item in replaced(plan, recipe))
         self.neurons: Mapping[str, Neuron] = {}
         self.place_neurons()
 
     def place_neurons(self) -> None:
-        """Put every site's neuron in its frame, on the model's device."""
+        """Put every site's neuron in its frame, on the device where it stands."""
         self.neurons = self.calibration.place(self.plan, self.recipe, self.device)
+        if self.dispatched is not None:
+            self.neurons = {
+                site: Framed(neuron.neuron, neuron.frame.to(self.dispatched.sites[site]))  # type: ignore[misc]
+                if isinstance(neuron, Framed) and site in self.dispatched.sites
+                else neuron
+                for site, neuron in self.neurons.items()
+            }
 
     @property
     def thresholds(self) -> Mapping[str, Threshold]:
@@ -78,14 +89,68 @@ class SpikingModel:
 
     @property
     def device(self) -> torch.device:
+        """Where inputs go and outputs come from."""
+        if self.dispatched is not None:
+            return self.dispatched.where.main
         return next((p.device for p in self.program.module.parameters()), torch.device("cpu"))
 
     def to(self, *args: Any, **kwargs: Any) -> SpikingModel:
-        """Move or cast as `torch.nn.Module.to` does; the source module, which shares the weights, goes along."""
+        """Move or cast as `torch.nn.Module.to` does; the source module, which shares the weights, goes along. What
+        `dispatch` spread comes together again."""
+        if self.dispatched is not None:
+            self.program = gather(self.dispatched, self.captured.graph, self.source_module)
+            self.dispatched = None
         self.program.module.to(*args, **kwargs)
         self.source_module.to(*args, **kwargs)
         self.place_neurons()
         return self
+
+    def dispatch(
+        self,
+        device_map: str | int | torch.device | Mapping[str, Any] = "auto",
+        *,
+        offload_folder: str | Path | None = None,
+        max_memory: MaxMemory | None = None,
+    ) -> SpikingModel:
+        """Spread the weights over devices, the CPU and the disk, as `accelerate.dispatch_model` does, in place.
+
+        An operator runs where its weights are; what is kept on the CPU (beside another device) or on disk is fetched
+        while it is needed, and runs on the main device: the first of the map that is neither. The source module shares
+        the weights, so those on disk leave it, too; `to(device)` brings all together again.
+        Arguments: device_map -- {module path or prefix: device, "cpu" or "disk"}, where "" is all that no longer path
+        names; one of these for everything; or "auto", "balanced", "balanced_low_0", "sequential" of accelerate.
+        offload_folder -- for weights on disk: one safetensors file, named by its content. max_memory -- for "auto" and
+        its like: {device: bytes or "10GB"}.
+        Raises: ConfigError for a map that does not cover the model or names what is not there; MissingExtra.
+        """
+        if self.dispatched is not None:
+            self.to("cpu")
+        where = chosen_map(device_map, self.source_module, max_memory)
+        self.dispatched = dispatched(
+            self.program, self.captured.graph, self.source_module, where, offload_folder=offload_folder
+        )
+        self.program = self.dispatched.program
+        self.place_neurons()
+        return self
+
+    @property
+    def whole(self) -> Program:
+        """The program as it was converted; of weights on disk it has only shape and type."""
+        return self.program if self.dispatched is None else self.dispatched.whole
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and values of all weights, wherever they are, in the order of their names."""
+        if self.dispatched is not None:
+            return weights(self.dispatched)
+        module = self.program.module
+        return iter(sorted(dict([*module.named_parameters(), *module.named_buffers()]).items()))
+
+    def require_together(self, purpose: str) -> None:
+        """Raises ConfigError while weights are spread."""
+        if self.dispatched is not None:
+            raise ConfigError(
+                f"dispatch() spread the weights of this network; bring them together for {purpose}: snn.to('cpu')"
+            )
 
     @property
     def num_outputs(self) -> int | None:
@@ -129,9 +194,13 @@ class SpikingModel:
 
     @torch.no_grad()
     def source(self, inputs: Any) -> torch.Tensor:
-        """The source module's own output on the same inputs."""
+        """The source module's own output on the same inputs; of a dispatched network, that of its graph."""
         from ._capture import fixed_arguments, primary
 
+        if self.dispatched is not None:
+            program = self.dispatched.source
+            crossing = run_prefix(program, self.prepare(inputs))
+            return run_body(program, crossing, lambda marker, value: value)
         args, kwargs = self.captured.structure.call(self.prepare(inputs))
         return primary(self.source_module(*args, **{**fixed_arguments(self.source_module), **kwargs}))
 

@@ -66,6 +66,8 @@ def evaluate(
     mode: Annotated[str, typer.Option(help="auto, folded or streaming.")] = "auto",
     kernel: Annotated[str, typer.Option(help="How neurons run: auto, compiled or eager.")] = "auto",
     max_memory: options.MaxMemory = None,
+    device_map: options.DeviceMap = None,
+    offload_folder: options.OffloadFolder = None,
     precision: options.Precision = "float32",
     labels: options.Labels = "auto",
     split: options.Split = "test",
@@ -100,6 +102,7 @@ def evaluate(
     from ..energy import load_prices
 
     table, budget = None if prices is None else load_prices(prices), options.memory(max_memory)
+    devices = options.devices(device_map, offload_folder)
     failures, started, group = Failures(), time.perf_counter(), join()
     _check_early(early_exit, journal, group)
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
@@ -125,6 +128,8 @@ def evaluate(
     converted = time.perf_counter()
     steps = ready.network.recipe.steps if steps is None else steps
     ready.network.max_memory, ready.network.precision = budget, precision
+    if devices is not None:
+        ready.network.dispatch(devices, offload_folder=offload_folder)
     book = None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, failures)
     with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(

@@ -46,6 +46,16 @@ MaxMemory = Annotated[
     str | None,
     typer.Option("--max-memory", help="Simulate in parts that fit, e.g. 4GB; by default half of what is available."),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help='Where weights are kept: auto (accelerate), cpu, disk, a device, or JSON {"module path": device}.',
+    ),
+]
+OffloadFolder = Annotated[
+    str | None, typer.Option("--offload-folder", help="Folder for weights that --device-map keeps on disk.")
+]
 Precision = Annotated[str, typer.Option(help="float32, or bfloat16 under autocast (neurons stay in float32).")]
 BatchDim = Annotated[int, typer.Option(help="Dimension of the inputs that is the batch.")]
 Seed = Annotated[int, typer.Option(help="Seed for drawing samples.")]
@@ -175,6 +185,28 @@ def memory(text: str | None) -> int | None:
         return None if text is None else parse_size(text)
     except ConfigError as error:
         raise ConfigError(f"--max-memory: {error}") from error
+
+
+def devices(text: str | None, folder: str | None) -> Any:
+    """ "auto", a device, or JSON -> a device_map, checked as far as that goes without a model."""
+    from .._dispatch import AUTOMATIC, DISK, asked
+
+    check_folder("--offload-folder", folder)
+    if text is None:
+        if folder is not None:
+            raise ConfigError("--offload-folder goes with --device-map; name both, or none")
+        return None
+    if text in AUTOMATIC:
+        return text
+    found: Any = read_json_file(text) if text.endswith(".json") else text
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"--device-map {text!r} is not JSON: {error}") from error
+    if DISK in asked(found).places.values() and folder is None:
+        raise ConfigError(f"--device-map {text!r} puts weights on disk; name a folder with --offload-folder")
+    return found
 
 
 def check_mode(mode: str) -> None:

@@ -60,6 +60,7 @@ def save(model: SpikingModel, directory: Path, *, extra: Mapping[str, Any] | Non
     config holds the checksums of the others, so that a folder half put in place (a crash) does not load. Raises
     ConfigError when the folder cannot be written, or the model or `extra` holds what the format cannot.
     """
+    model.require_together("saving")
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"cannot save to {directory}: it is a file; name a folder")
     config = _config(model, extra)

@@ -77,6 +77,7 @@ def facts(graph: nir.NIRGraph) -> dict[str, Any]:
 
 
 def code_of(model: SpikingModel) -> str:
+    model.require_together("an export of its graph")
     codes = {neuron.code for neuron in model.neurons.values()}
     if several := [name for name, neuron in model.neurons.items() if neuron.pulses > 1]:
         raise ModelError(f"NIR cannot hold the neuron of site {several[0]}, which may fire several times in a step")

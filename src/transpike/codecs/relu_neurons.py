@@ -31,6 +31,7 @@ def relu_neurons(model: SpikingModel, batches: Iterable[Any], *, max_samples: in
     neuron of its own, whose threshold the recipe's rule sets on `batches`, model inputs. It is another network: measure
     it before use. It shares the model's weights, and has no saved form. Raises CalibrationError for no samples.
     """
+    model.require_together("neurons behind ReLUs")
     graph = torch.fx.Graph()
     graph.output(graph.graph_copy(model.program.module.graph, {}))
     added: list[Site] = []

@@ -42,6 +42,7 @@ def write_weights(
     All files are written whole before the first is put in place; the manifest holds the checksums of the others. Memory
     beside the model: one layer with its copies. Raises ConfigError when the folder cannot be written.
     """
+    model.require_together("an export of weights")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"cannot write to {folder}: it is a file; name a folder")

@@ -11,7 +11,7 @@ import torch.fx
 
 from ..types import Provenance, Role
 from . import activation, affine, attention, lookup, multiply, normalisation, shape
-from .marker import is_site, site
+from .marker import is_site, move, site
 from .multiply import FACTORS, factors
 from .rule import Rule, carries
 
@@ -27,4 +27,4 @@ def role_of(node: torch.fx.Node, provenance: dict[torch.fx.Node, Provenance]) ->
     return Role.UNKNOWN if rule is None else rule(node, provenance)
 
 
-__all__ = ["FACTORS", "RULES", "carries", "factors", "is_site", "role_of", "site"]
+__all__ = ["FACTORS", "RULES", "carries", "factors", "is_site", "move", "role_of", "site"]

@@ -7,6 +7,7 @@ import operator
 import torch
 
 from ..types import Role
+from .marker import move
 from .rule import Rule, always
 
 aten = torch.ops.aten
@@ -53,6 +54,7 @@ KEEPS_ALL = (
     aten.to.dtype_layout,
     aten.to.device,
     aten._to_copy.default,
+    move,
 )
 
 # Those of them after which an element can be there more than once.
