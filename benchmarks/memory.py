@@ -9,19 +9,27 @@ during the simulation less the resident set before it (Linux: VmHWM, reset throu
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-# mode, T, batch, counting
+# recipe, mode, T, batch, counting
 CASES = (
-    ("streaming", 2, 8, True),
-    ("streaming", 32, 8, True),
-    ("folded", 4, 8, False),
-    ("folded", 4, 8, True),
-    ("folded", 4, 32, True),
+    ("ecmt", "streaming", 2, 8, True),
+    ("ecmt", "streaming", 32, 8, True),
+    ("ecmt", "folded", 4, 8, False),
+    ("ecmt", "folded", 4, 8, True),
+    ("ecmt", "folded", 4, 32, True),
+    ("balanced", "streaming", 2, 8, False),
+    ("balanced", "streaming", 2, 8, True),
+    ("balanced", "folded", 1, 32, True),
+    ("balanced", "folded", 4, 8, False),
+    ("balanced", "folded", 4, 8, True),
+    ("balanced", "folded", 4, 32, True),
 )
 
 
@@ -30,7 +38,7 @@ def resident(key: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
-def case(mode: str, steps: int, batch: int, count: bool) -> dict[str, Any]:
+def case(recipe: str, mode: str, steps: int, batch: int, count: bool) -> dict[str, Any]:
     import timm
     import torch
 
@@ -40,13 +48,15 @@ def case(mode: str, steps: int, batch: int, count: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     source = timm.create_model("deit_tiny_patch16_224").eval()
     images = torch.randn(batch, 3, 224, 224)
-    snn = transpike.convert(source, [images[:2]], "ecmt")
+    snn = transpike.convert(source, [images[:2]], recipe)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or the peak fits into what conversion left free
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     snn.simulate(images, steps, mode=mode, count=count, kernel="eager", max_memory=1 << 40)
     measured = resident("VmHWM") - before
     fixed, each = need(snn, steps=steps, folded=mode == "folded", count=count)
-    named = {"mode": mode, "steps": steps, "batch": batch, "counting": count}
+    named = {"recipe": recipe, "mode": mode, "steps": steps, "batch": batch, "counting": count}
     estimate = fixed - OVERHEAD + batch * each
     return {**named, "peak_mb": round(measured / 1e6, 1), "estimate_mb": round(estimate / 1e6, 1)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -69,7 +70,8 @@ class Counter:
         if self.terms == 2:
             last = self.spoken.get(marker, torch.zeros_like(spoken[:1]))
             masks.append(torch.cat([last, spoken[:-1]]))
-            self.spoken[marker] = spoken[-1:]
+            if self.folded < self.tally.steps:
+                self.spoken[marker] = spoken[-1:]
         self.masks[marker] = tuple(fold_back(mask, axis) for mask in masks)
 
     def _by_sample(self, marker: torch.fx.Node, fired: torch.Tensor) -> np.ndarray:
@@ -163,12 +165,11 @@ class Counter:
 
 
 def count_true(mask: torch.Tensor) -> np.ndarray:
-    """Spikes per step of a mask [T, ...]. numpy counts bools ten times faster than torch sums them."""
-    if mask.dtype != torch.bool:
-        return mask.flatten(1).sum(1, dtype=torch.int64).cpu().numpy()
+    """Spikes per step of a mask [T, ...]. numpy counts ten times faster than torch, which widens the whole mask."""
     if mask.device.type != "cpu":
-        return mask.flatten(1).sum(1).cpu().numpy()
-    return np.array([np.count_nonzero(step.numpy()) for step in mask], dtype=np.int64)
+        return mask.flatten(1).sum(1, dtype=torch.int64).cpu().numpy()
+    count = np.count_nonzero if mask.dtype == torch.bool else partial(np.sum, dtype=np.int64)
+    return np.array([count(step.numpy()) for step in mask], dtype=np.int64)
 
 
 def _small(value: object, dtype: torch.dtype) -> object:

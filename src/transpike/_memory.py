@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import torch.utils._pytree as pytree
 from . import ops
 from ._execute import Program
 from .errors import ConfigError
+from .neurons import Framed, Neuron
 from .neurons.trajectory import CHUNK
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, 
 # Return their argument, or a view of it, though their schema does not say so.
 SAME = (aten.dropout.default, aten.feature_dropout.default, aten.to.dtype, aten.to.device, aten.type_as.default)
 MATMULS = (aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default)
-# Of the C library's heap: blocks that are free but too small or too far apart to use again. Measured with counting,
-# whose masks are a quarter of the size of everything else: up to 3.8 (docs/speed.md).
-SCATTERED = 4
+# Of the C library's heap: blocks that are free but too small or too far apart to use again. Measured without counting,
+# and with it, whose masks are a quarter of the size of everything else (docs/speed.md).
+SCATTERED = (2, 4)
+WIDTH = 4  # bytes of a neuron's state, at least
 PROBE = 64  # samples at which the estimate is taken beside one
 
 
@@ -102,22 +104,41 @@ def _shown(size: float) -> str:
 
 def need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple[int, int]:
     """Bytes whatever the batch, and bytes per sample, of a run of `steps` steps."""
+    remembered = count and model.recipe.product_terms == 2  # who had spoken before the step
+    masks = (2 + remembered) * count
+    chunk = CHUNK if folded and model.device.type == "cpu" else None
     one, many = (
-        peak(model.program, batch, steps if folded else 1, masks=(2 + (model.recipe.product_terms == 2)) * count)
+        peak(model.program, batch, steps if folded else 1, masks=masks, neurons=model.neurons, chunk=chunk)
         for batch in (1, PROBE)
     )
-    scatter = SCATTERED if model.device.type == "cpu" and count else 1
+    scatter = SCATTERED[count] if model.device.type == "cpu" else 1
     one, many = one * scatter, many * scatter
     each = (many - one) / (PROBE - 1)
     if not folded:
-        each += 4 * model.neurons_per_sample  # what the neurons keep from step to step
+        each += (width(model) + remembered) * model.neurons_per_sample  # what neurons keep from step to step
     return OVERHEAD + int(max(one - each, 0)), int(each)
 
 
-def peak(program: Program, batch: int, steps: int, *, masks: int = 0) -> int:
+def width(model: SpikingModel) -> int:
+    """Bytes of a neuron's state."""
+    sizes = (p.dtype.itemsize for p in model.whole.module.parameters() if p.is_floating_point())
+    return max(WIDTH, *sizes)
+
+
+def peak(
+    program: Program,
+    batch: int,
+    steps: int,
+    *,
+    masks: int = 0,
+    neurons: Mapping[str, Neuron] | None = None,
+    chunk: int | None = CHUNK,
+) -> int:
     """Bytes of all values held at a time by a run of `steps` folded steps on `batch` samples, at most.
 
-    Arguments: masks -- bytes per neuron and step that counting adds, until the neuron's last reader is done.
+    Arguments: masks -- bytes per neuron and step that counting adds, until the neuron's last reader is done. neurons --
+    by site: what they compute with depends on how often they fire in a step, and on their frames. chunk -- neurons
+    handled at a time; None for all.
     """
     prefix = sum(_bytes(node, batch) for node in program.prefix if node.op == "call_function" and not _is_view(node))
     held = sum(_bytes(node, batch * steps) for node in program.crossing if node.op != "get_attr") if steps > 1 else 0
@@ -133,7 +154,12 @@ def peak(program: Program, batch: int, steps: int, *, masks: int = 0) -> int:
         if source is None:
             own = _bytes(node, batch * steps)
             masked[node] = masks * _elements(node, batch * steps) if ops.is_site(node) else 0
-        most = max(most, held + own + masked.get(node, 0) + _temporaries(node, batch * steps, steps))
+        if ops.is_site(node):
+            neuron = (neurons or {}).get(str(node.args[1]))
+            beside = _neuron_temporaries(node, neuron, batch * steps, steps, masks > 0, chunk)
+        else:
+            beside = _temporaries(node, batch * steps)
+        most = max(most, held + own + masked.get(node, 0) + beside)
         held += own + masked.get(node, 0)
         for dead in program.dead_after.get(node, ()):
             root = owner[dead]
@@ -143,11 +169,22 @@ def peak(program: Program, batch: int, steps: int, *, masks: int = 0) -> int:
     return prefix + most
 
 
-def _temporaries(node: torch.fx.Node, batch: int, steps: int) -> int:
-    """What an operator allocates beside its output: a neuron what it computes with, chunk by chunk; a matrix product
-    copies of operands that are not contiguous."""
-    if ops.is_site(node):
-        return 6 * min(_bytes(node, batch) // steps, CHUNK * 8)
+def _neuron_temporaries(
+    node: torch.fx.Node, neuron: Neuron | None, batch: int, steps: int, counting: bool, chunk: int | None
+) -> int:
+    """What a neuron allocates beside its output: what each firing of a step emits and computes with, by the chunk; the
+    whole trajectory in its frame's units, and a copy where the input may not be contiguous."""
+    elements, width = _elements(node, batch), max(WIDTH, _bytes(node, batch) // max(_elements(node, batch), 1))
+    part = elements // steps if chunk is None else min(elements // steps, chunk)
+    pulses = 1 if neuron is None else neuron.pulses
+    tensors = set(neuron.frame.tensors()) if isinstance(neuron, Framed) else set()
+    framing = min(len(tensors), 1) + (len(tensors & {"scale", "offset"}) > 1 or len(tensors - {"offset"}) > 1)
+    copied = int(_aliased(node.all_input_nodes[0]) is not None)
+    return part * (width * (5 + pulses) + 2 * pulses * counting) + elements * width * (framing + copied)
+
+
+def _temporaries(node: torch.fx.Node, batch: int) -> int:
+    """What an operator allocates beside its output: a matrix product copies of operands that are not contiguous."""
     return sum(_bytes(operand, batch) for operand in node.all_input_nodes) if node.target in MATMULS else 0
 
 

@@ -84,7 +84,7 @@ def dispatched(
 
 def gather(found: Dispatched, captured: torch.fx.GraphModule, source: torch.nn.Module) -> Program:
     """Weights on disk in memory again; the program as it was converted."""
-    whole = {id(holder): _like(holder, _read(found, name).clone()) for name, holder in found.offloaded.items()}
+    whole = {id(holder): _like(holder, _read(found, name)) for name, holder in found.offloaded.items()}
     _swap((source, captured, found.whole.module), whole)
     return found.whole
 
@@ -98,10 +98,11 @@ def weights(found: Dispatched) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def from_disk(file: str, name: str, device: torch.device) -> torch.Tensor:
-    """Pages of the file come into memory as they are read, and leave it with the tensor."""
+    """A copy, for which pages of the file come into memory and leave it again."""
     try:
         with safetensors.safe_open(file, "pt") as opened:
-            return opened.get_tensor(name).to(device)
+            # Not the mapped pages themselves: a file aligns tensors to 8 bytes only, and then products round otherwise.
+            return opened.get_tensor(name).to(device, copy=True)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"cannot read the offloaded weight {name} from {file}: {error}; dispatch again") from error
 

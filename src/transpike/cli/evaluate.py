@@ -133,19 +133,10 @@ def evaluate(
     book = None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, failures)
     with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
-            ready.network,
-            ready.part,
-            steps=steps,
-            batch_size=batch_size,
-            mode=mode,
-            kernel=kernel,
-            max_memory=budget,
-            on_failure=failures,
-            progress=advance,
-            journal=journal,
-            group=group,
+            ready.network, ready.part, steps=steps, batch_size=batch_size, mode=mode, kernel=kernel, max_memory=budget,
+            on_failure=failures, progress=advance, journal=journal, group=group,
             watch=None if book is None else book.update,
-        )
+        )  # fmt: skip
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
     exits = None if book is None else book.result()
     if group.main:
