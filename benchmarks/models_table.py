@@ -12,18 +12,23 @@ from typing import Any
 
 COLUMNS = ("compiled", "compiled, counting", "eager", "eager, counting", "bfloat16", "streaming", "step by step")
 
+THEIRS = "SpikingJelly 2.0"
+
 
 def rows(runs: list[dict[str, Any]]) -> list[str]:
-    """Markdown rows, by model in the order measured, then threads and steps."""
-    cases = [case for run in runs for case in run["cases"]]
-    order = list(dict.fromkeys(case["model"] for case in cases))
-    cases.sort(key=lambda case: (order.index(case["model"]), case["threads"], case["steps"]))
-    head = ["| model | threads | T | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (3 + len(COLUMNS))]
+    """Markdown rows, by model in the order measured, then threads and steps; what two tools took for the same model in
+    one row. SpikingJelly's column is there once it was measured, and empty where it does not convert."""
+    found: dict[tuple[str, int, int], dict[str, float]] = {}
+    for case in (case for run in runs for case in run["cases"]):
+        found.setdefault((case["model"], case["threads"], case["steps"]), {}).update(case["ratio"])
+    order = list(dict.fromkeys(model for model, _, _ in found))
+    columns = [*COLUMNS, *([THEIRS] if any(THEIRS in ratio for ratio in found.values()) else [])]
+    head = ["| model | threads | T | " + " | ".join(columns) + " |", "|" + "---|" * (3 + len(columns))]
     return head + [
-        f"| {case['model']} | {case['threads']} | {case['steps']} | "
-        + " | ".join(_cell(case["ratio"].get(column)) for column in COLUMNS)
-        + " |"
-        for case in cases
+        f"| {model} | {threads} | {steps} | " + " | ".join(_cell(ratio.get(column)) for column in columns) + " |"
+        for (model, threads, steps), ratio in sorted(
+            found.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])
+        )
     ]
 
 

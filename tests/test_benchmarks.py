@@ -79,6 +79,28 @@ def test_the_readme_shows_what_the_speed_results_hold(monkeypatch: pytest.Monkey
     assert "\n".join(table) in (ROOT / "README.md").read_text("utf-8")
 
 
+def test_both_tools_share_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    rows = importlib.import_module("models_table").rows
+    one = {"model": "timm ViT", "threads": 1, "steps": 4, "ratio": {"compiled": 1.2}}
+    ours = {"model": "torchvision ViT", "threads": 1, "steps": 4, "ratio": {"T passes": 1.0, "compiled": 1.3}}
+    theirs = {**ours, "ratio": {"T passes": 1.0, "SpikingJelly 2.0": 2.4}}
+    assert not any("SpikingJelly" in row for row in rows([{"cases": [one]}, {"cases": [ours]}]))
+    table = rows([{"cases": [one]}, {"cases": [ours]}, {"cases": [theirs]}])
+    assert table[0].endswith("| SpikingJelly 2.0 |")
+    assert table[2:] == [
+        "| timm ViT | 1 | 4 | 1.20 |  |  |  |  |  |  |  |",
+        "| torchvision ViT | 1 | 4 | 1.30 |  |  |  |  |  |  | 2.40 |",
+    ]
+
+
+def test_a_slope_is_passes_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    fitted = importlib.import_module("slope").fitted
+    assert fitted({2: 3.0, 4: 5.5, 8: 10.5}) == {"slope": 1.25, "intercept": 0.5, "largest_residual": 0.0}
+    assert fitted({2: 2.0, 4: 4.3, 8: 8.0})["largest_residual"] > 0.1
+
+
 def test_the_step_by_step_network_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
     import transpike

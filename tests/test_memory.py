@@ -15,6 +15,7 @@ from oracle import Block
 from transpike._memory import available, need, parse_size, peak, samples_at_once
 from transpike.cli import main
 from transpike.errors import ConfigError
+from transpike.neurons.trajectory import CHUNK
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -25,6 +26,14 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def snn() -> transpike.SpikingModel:
     torch.manual_seed(0)
     return transpike.convert(Block(width=32, hidden=128).double().eval(), [randn(16, 20, 6, seed=1)], "ecmt")
+
+
+@pytest.fixture(scope="module")
+def balanced() -> transpike.SpikingModel:
+    torch.manual_seed(0)
+    model = transpike.convert(Block(width=32, hidden=128).double().eval(), [randn(16, 20, 6, seed=1)], "balanced")
+    assert model.calibration.frames and any(neuron.pulses > 1 for neuron in model.neurons.values())
+    return model
 
 
 class Held(TorchDispatchMode):
@@ -50,15 +59,21 @@ class Held(TorchDispatchMode):
         self.now -= self.sizes.pop(address, 0)
 
 
-@pytest.mark.parametrize(("mode", "count"), [("folded", True), ("folded", False), ("streaming", False)])
-def test_the_estimate_follows_what_torch_holds(snn: transpike.SpikingModel, mode: str, count: bool) -> None:
-    x, steps = randn(64, 20, 6), 5
+@pytest.mark.parametrize("recipe", ["ecmt", "balanced"])
+@pytest.mark.parametrize("mode", ["folded", "streaming"])
+@pytest.mark.parametrize("count", [True, False], ids=["counting", "not counting"])
+def test_the_estimate_follows_what_torch_holds(
+    snn: transpike.SpikingModel, balanced: transpike.SpikingModel, recipe: str, mode: str, count: bool
+) -> None:
+    model = {"ecmt": snn, "balanced": balanced}[recipe]
+    x, steps, folded = randn(64, 20, 6), 5, mode == "folded"
     with Held() as held:
-        snn.simulate(x, steps, mode=mode, count=count, kernel="eager")
-    estimate = peak(snn.program, 64, steps if mode == "folded" else 1, masks=2 * count)
-    if mode == "streaming":
-        estimate += 64 * 8 * snn.neurons_per_sample
-    assert 0.8 * held.most < estimate < 1.6 * held.most
+        model.simulate(x, steps, mode=mode, count=count, kernel="eager")
+    masks, chunk = (2 + (model.recipe.product_terms == 2)) * count, CHUNK if folded else None
+    estimate = peak(model.program, 64, steps if folded else 1, masks=masks, neurons=model.neurons, chunk=chunk)
+    if not folded:
+        estimate += 64 * (8 + (masks > 2)) * model.neurons_per_sample
+    assert 0.95 * held.most < estimate < 1.7 * held.most
 
 
 def test_an_estimate_grows_with_samples_and_folded_steps(snn: transpike.SpikingModel) -> None:

@@ -49,13 +49,19 @@ def import_torchvision() -> Any:
     return torchvision
 
 
-def vit(data: Path) -> nn.Module:
-    """DeiT-Tiny/16 at 224 pixels as torchvision's VisionTransformer (LayerNorm epsilon 1e-6 in both)."""
+def untrained_vit(blocks: int) -> nn.Module:
+    """Random weights."""
     torchvision = import_torchvision()
     model = torchvision.models.VisionTransformer(
-        image_size=224, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=1000,
+        image_size=224, patch_size=16, num_layers=blocks, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=1000,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )  # fmt: skip
+    return model.eval().requires_grad_(False)
+
+
+def vit(data: Path) -> nn.Module:
+    """DeiT-Tiny/16 at 224 pixels as torchvision's VisionTransformer (LayerNorm epsilon 1e-6 in both)."""
+    model = untrained_vit(12)
     published = load_file(data / "deit-tiny" / "deit_tiny_patch16_224.safetensors")
     model.load_state_dict({torchvision_key(key): value for key, value in published.items()})
     return model.eval().requires_grad_(False)
