@@ -26,6 +26,7 @@ CASES = (
     ("ecmt", "folded", 4, 32, True),
     ("balanced", "streaming", 2, 8, False),
     ("balanced", "streaming", 2, 8, True),
+    ("balanced", "streaming", 32, 8, True),
     ("balanced", "folded", 1, 32, True),
     ("balanced", "folded", 4, 8, False),
     ("balanced", "folded", 4, 8, True),

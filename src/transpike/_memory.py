@@ -33,9 +33,9 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, 
 # Return their argument, or a view of it, though their schema does not say so.
 SAME = (aten.dropout.default, aten.feature_dropout.default, aten.to.dtype, aten.to.device, aten.type_as.default)
 MATMULS = (aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default)
-# Of the C library's heap: blocks that are free but too small or too far apart to use again. Measured without counting,
-# and with it, whose masks are a quarter of the size of everything else (docs/speed.md).
-SCATTERED = (2, 4)
+# Of the C library's heap: blocks that are free but too small or too far apart to use again. Measured (docs/speed.md):
+# folded up to 1.9, and 3.2 with counting, whose masks are a quarter as large as everything else; streaming up to 4.4.
+SCATTERED = {"folded": 2.5, "counting": 4.0, "streaming": 5.0}
 WIDTH = 4  # bytes of a neuron's state, at least
 PROBE = 64  # samples at which the estimate is taken beside one
 
@@ -111,7 +111,8 @@ def need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple
         peak(model.program, batch, steps if folded else 1, masks=masks, neurons=model.neurons, chunk=chunk)
         for batch in (1, PROBE)
     )
-    scatter = SCATTERED[count] if model.device.type == "cpu" else 1
+    kind = "streaming" if not folded else "counting" if count else "folded"
+    scatter = SCATTERED[kind] if model.device.type == "cpu" else 1.0
     one, many = one * scatter, many * scatter
     each = (many - one) / (PROBE - 1)
     if not folded:
