@@ -123,7 +123,7 @@ def need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple
 def width(model: SpikingModel) -> int:
     """Bytes of a neuron's state."""
     sizes = (p.dtype.itemsize for p in model.whole.module.parameters() if p.is_floating_point())
-    return max(WIDTH, *sizes)
+    return max([WIDTH, *sizes])
 
 
 def peak(
