@@ -15,6 +15,7 @@ import torch
 import transpike
 from transpike._drift import drift, widen
 from transpike.calibration.allocate import effective_levels
+from transpike.calibration.fine import SCALES
 from transpike.calibration.grain import dimensions
 from transpike.calibration.sequential import held
 from transpike.errors import CalibrationError, ConfigError
@@ -135,7 +136,7 @@ def test_recipes_take_the_rule(model: torch.nn.Module) -> None:
     below = [0 < snn.thresholds[name].positive <= plain.thresholds[name].positive * 17 / 15 for name in snn.thresholds]
     assert all(below), "at most one level more than the largest activation"
     assert snn.thresholds != plain.thresholds
-    with pytest.raises(ConfigError, match="percentile, mse, fixed-point"):
+    with pytest.raises(ConfigError, match="percentile, maximum, mse, fixed-point"):
         differential(rule="fixed")
 
 
@@ -271,10 +272,37 @@ def test_what_is_off_leaves_no_trace(model: torch.nn.Module, monkeypatch: pytest
 def test_unknown_granularities_are_refused() -> None:
     with pytest.raises(ConfigError, match="tensor, head, channel"):
         Percentile(granularity="neuron")
-    with pytest.raises(ConfigError, match="needs rule percentile"):
-        differential(rule="mse", granularity="channel")
+    with pytest.raises(ConfigError, match="needs rule percentile, maximum or mse"):
+        differential(rule="fixed-point", granularity="channel")
     with pytest.raises(ConfigError, match="no option 'granularity'"):
         recipe_named("ecmt-code", granularity="channel")
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_channels_take_the_scale_of_least_error(model: torch.nn.Module, sequential: bool) -> None:
+    """Twin: every scale tried on all a site saw of the first sites, where source and converted network are alike."""
+    batches = digits(32)
+    recipe = cascade(levels=3, rule="mse", granularity="channel", sequential=sequential)
+    snn = transpike.convert(model, batches, recipe)
+    first = snn.plan.sites[0]
+    value, theta = at_sites(snn, batches)[first.name], snn.thresholds[first.name]
+    axes = [axis for axis in range(value.dim()) if axis not in dimensions(first, "channel")]
+    errors = []
+    for scale in SCALES:
+        out = held(recipe.neuron_for(first), value.double() / scale, theta, 1) * scale
+        errors.append((out - value).square().sum(axes))
+    frame = snn.calibration.frames[first.name]
+    wanted = torch.tensor(SCALES)[torch.stack(errors).argmin(0)].flatten()
+    assert (frame.scale.float().flatten() == wanted).float().mean() > 0.98  # type: ignore[union-attr]
+    assert len(wanted.unique()) > 1
+
+
+def test_sequential_scales_are_those_behind_converted_sites(model: torch.nn.Module) -> None:
+    batches, recipe = digits(32), cascade(levels=2, rule="mse", granularity="channel")
+    plain, other = (transpike.convert(model, batches, replace(recipe, sequential=s)) for s in (False, True))
+    frames = [snn.calibration.frames for snn in (plain, other)]
+    shared = frames[0].keys() & frames[1].keys()
+    assert any(not torch.equal(frames[0][name].scale, frames[1][name].scale) for name in shared)  # type: ignore[arg-type]
 
 
 # --- site after site -------------------------------------------------------------------------------------------------
@@ -353,6 +381,21 @@ def test_given_thresholds_stay_and_what_cannot_be_is_refused(model: torch.nn.Mod
         replace(differential(), sequential=1)
     with pytest.raises(CalibrationError, match="no samples"):
         transpike.convert(model, [], differential(sequential=True))
+
+
+@pytest.mark.parametrize("name", ["ecmt", "differential", "cascade", "qcfs", "few-spikes", "mbe", "parallel"])
+def test_all_ingredients_together(model: torch.nn.Module, name: str, tmp_path: Path) -> None:
+    options = {"rule": "mse", "granularity": "channel", "sequential": True, "correction": "bias"}
+    few = {} if name == "qcfs" else {"levels": 3}
+    recipe = replace(recipe_named(name, **options, **few), steps=min(recipe_named(name).steps, 2))
+    snn = transpike.convert(model, digits(16), recipe)
+    frames = snn.calibration.frames.values()
+    assert any(frame.scale is not None for frame in frames) and any(frame.shift is not None for frame in frames)
+    again = transpike.load(snn.save_pretrained(tmp_path / "snn"))
+    assert again.recipe == snn.recipe
+    run, batch = snn.simulate(digits(4)[0], 2), digits(4)[0]
+    assert run.outputs.isfinite().all() and torch.equal(run.outputs, again.simulate(batch, 2).outputs)
+    assert snn.energy(run).energy_pj[0] > 0
 
 
 def test_compare_takes_them_side_by_side(model: torch.nn.Module) -> None:

@@ -79,7 +79,7 @@ def measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphM
     Where thresholds are to keep a divergence, they are those with which the network has it on the calibration samples.
     """
     found = _in_common(plan, recipe, seen, marked)
-    frames = refine(marked, plan, recipe, found.thresholds, seen.batches)
+    frames = {} if recipe.sequential else refine(marked, plan, recipe, found.thresholds, seen.batches)
     return replace(found, frames={**found.frames, **frames}) if frames else found
 
 

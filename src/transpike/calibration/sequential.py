@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.fx
@@ -15,6 +16,7 @@ from ..neurons import Neuron, fire_once, framed
 from ..observers import Histogram
 from ..recipes import Recipe
 from ..types import Site, Threshold
+from .fine import fine_of, fitted
 from .range import Range, range_of, watcher
 
 
@@ -56,6 +58,12 @@ def held(neuron: Neuron, value: torch.Tensor, threshold: Threshold, steps: int) 
 
 
 def _range(site: Site, recipe: Recipe, seen: list[torch.Tensor]) -> Range:
+    found = _coarse(site, recipe, seen)
+    fine = fine_of(site, recipe, found.threshold)
+    return found if fine is None else replace(found, frame=fitted(fine, seen))
+
+
+def _coarse(site: Site, recipe: Recipe, seen: list[torch.Tensor]) -> Range:
     if recipe.choice(site).threshold is not None:
         return range_of(site, recipe, None)
     histogram = Histogram()

@@ -15,6 +15,7 @@ def differential(
     rule: str = "percentile",
     granularity: str = "tensor",
     sequential: bool = False,
+    correction: str = "none",
     cutoff: float = 0.5,
     first_layer: str = "analog",
     head: str = "spiking",
@@ -28,4 +29,4 @@ def differential(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, ranges = Differential(levels, cutoff), range_rule(rule, percentile, True, granularity)
-    return Recipe("differential", neuron, ranges, policy, sequential=sequential)
+    return Recipe("differential", neuron, ranges, policy, correction=correction, sequential=sequential)
