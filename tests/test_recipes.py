@@ -28,6 +28,7 @@ OPTIONS: list[tuple[str, dict[str, Any], Any]] = [
     ("ecmt-code", {"fc2": (0.5, 0.125)}, lambda r: r.patterns["*fc2:input"].threshold == Threshold(0.5, 0.125)),
     ("ecmt-code", {"fc2": None}, lambda r: not r.patterns),
     ("balanced", {"correction": "bias"}, lambda r: r.correction == "bias"),
+    *[(name, {"steps": 4}, lambda r: r.steps == 4) for name in ("ecmt", "differential", "qcfs", "balanced", "fas")],
 ]
 # What range setting has to offer, for every recipe whose thresholds are set site by site and not by a publication.
 RANGED = ("ecmt", "differential", "cascade", "qcfs", "few-spikes", "mbe", "parallel")

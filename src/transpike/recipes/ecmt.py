@@ -18,6 +18,7 @@ def ecmt(
     correction: str = "none",
     symmetric: bool = False,
     cutoff: float = 1.0,
+    steps: int = 8,
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -31,4 +32,4 @@ def ecmt(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, ranges = MultiThreshold(levels, cutoff), range_rule(rule, percentile, symmetric, granularity)
-    return Recipe("ecmt", neuron, ranges, policy, correction=correction, sequential=sequential)
+    return Recipe("ecmt", neuron, ranges, policy, steps=steps, correction=correction, sequential=sequential)

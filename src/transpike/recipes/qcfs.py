@@ -17,6 +17,7 @@ def qcfs(
     granularity: str = "tensor",
     sequential: bool = False,
     correction: str = "none",
+    steps: int = 8,
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -32,5 +33,5 @@ def qcfs(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     ranges = range_rule(rule, percentile, False, granularity)
-    recipe = Recipe("qcfs", MultiThreshold(1, 0.5), ranges, policy)
+    recipe = Recipe("qcfs", MultiThreshold(1, 0.5), ranges, policy, steps=steps)
     return replace(recipe, correction=correction, sequential=sequential)
