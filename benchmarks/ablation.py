@@ -107,7 +107,8 @@ def kept(documents: list[dict[str, Any]]) -> dict[str, Any]:
     if len(samples) != 1:
         raise SystemExit("these comparisons are not of the same samples")
     names = {recipe for group in GROUPS.values() for _, recipe in group}
-    found = [outcome for document in documents for outcome in document["recipes"] if outcome["label"] in names]
+    outcomes = {outcome["label"]: outcome for document in documents for outcome in document["recipes"]}
+    found = [outcome for label, outcome in outcomes.items() if label in names]
     return {
         "samples": documents[0]["samples"],
         "source": documents[0]["source"]["accuracy"],

@@ -203,7 +203,10 @@ def test_a_channels_threshold_is_that_of_its_own_values(
         wanted = 2.0 ** np.clip(np.ceil(np.log2(np.maximum(share, 2.0**-30))), -16, 0)
         frame = snn.calibration.frames.get(site.name)
         scale = np.ones(groups) if frame is None else frame.scale.float().numpy().reshape(groups)  # type: ignore[union-attr]
-        assert np.array_equal(scale, wanted)
+        assert np.array_equal(scale / scale.max(), wanted)
+        assert scale.min() == 1, "counted from the finest up"
+        assert snn.neurons[site.name].levels == 8 + np.log2(scale.max()), "and all reach the site's largest level"
+        scale = wanted
         if percentile == 1:
             bound = (theta.positive * scale, theta.negative * scale)
             assert (rows.max(-1) <= bound[0]).all() and (-rows.min(-1) <= bound[1]).all(), "nothing is clipped"
@@ -214,7 +217,8 @@ def test_levels_stay_on_one_ladder(model: torch.nn.Module) -> None:
     assert snn.calibration.frames
     for name, frame in snn.calibration.frames.items():
         low, high = frame.octaves  # type: ignore[misc]
-        assert high == 0 and low >= -16
+        assert low == 0 and high <= 16
+        assert snn.neurons[name].levels == 8 + high
         ladder = np.log2(np.abs(snn.neurons[name].amplitudes(snn.thresholds[name])) / snn.thresholds[name].positive)
         assert np.array_equal(ladder, np.round(ladder))
 
@@ -231,7 +235,7 @@ def test_a_saved_network_comes_back(model: torch.nn.Module, tmp_path: Path) -> N
     recipe = differential(granularity="channel", sequential=True)
     snn = transpike.convert(model, digits(16), recipe)
     again = transpike.load(snn.save_pretrained(tmp_path / "snn"))
-    assert again.recipe == recipe
+    assert again.recipe == snn.recipe and replace(again.recipe, site_levels={}) == recipe
     assert again.recipe.range.granularity == "channel"  # type: ignore[attr-defined]
     batch = digits(16)[0]
     assert torch.equal(snn.simulate(batch, 3).outputs, again.simulate(batch, 3).outputs)
@@ -293,8 +297,28 @@ def test_channels_take_the_scale_of_least_error(model: torch.nn.Module, sequenti
         errors.append((out - value).square().sum(axes))
     frame = snn.calibration.frames[first.name]
     wanted = torch.tensor(SCALES)[torch.stack(errors).argmin(0)].flatten()
-    assert (frame.scale.float().flatten() == wanted).float().mean() > 0.98  # type: ignore[union-attr]
-    assert len(wanted.unique()) > 1
+    found = frame.scale.float().flatten() * wanted.min()  # type: ignore[union-attr]
+    assert (found == wanted).float().mean() > 0.98 and len(wanted.unique()) > 1
+    assert snn.neurons[first.name].levels == 3 - math.log2(float(wanted.min()))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("rule", ["mse", "maximum"])
+def test_channels_that_held_little_can_hold_more_on_other_samples(rule: str, sequential: bool) -> None:
+    """What calibration has not seen in a channel, but in the site, is said and not clipped."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.ReLU(), torch.nn.Linear(12, 4)).eval()
+    with torch.no_grad():
+        net[0].weight[:6] *= 0.05
+        net[0].bias[:6] *= 0.05
+    recipe = cascade(levels=6, rule=rule, granularity="channel", sequential=sequential)
+    snn = transpike.convert(net, [torch.randn(64, 8)], recipe)
+    (name,) = snn.thresholds
+    theta = snn.thresholds[name].positive
+    assert snn.neurons[name].levels > 6
+    x = torch.linspace(0, theta, 50)[:, None].expand(50, 12)
+    out = held(snn.neurons[name], x, snn.thresholds[name], 1)
+    assert (out - x).abs().max() <= theta * 2.0**-5
 
 
 def test_sequential_scales_are_those_behind_converted_sites(model: torch.nn.Module) -> None:

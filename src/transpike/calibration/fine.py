@@ -14,7 +14,7 @@ from ..neurons import Frame, Neuron, fire_once
 from ..observers import MinimumError
 from ..recipes import Recipe
 from ..types import Site, Threshold
-from .grain import dimensions
+from .grain import dimensions, reaching
 
 SCALES = (1.0, 2.0, 0.5, 4.0, 0.25, 0.125, 0.0625)  # the first leaves everything as it is
 See = Callable[[str, torch.Tensor], None]
@@ -66,8 +66,9 @@ def refine(
     recipe: Recipe,
     thresholds: Mapping[str, Threshold],
     batches: Iterable[tuple[tuple, int]],
-) -> dict[str, Frame]:
-    """Frames of the sites whose rule is `MinimumError` with a granularity, given their thresholds.
+) -> dict[str, Fine]:
+    """The sites whose rule is `MinimumError` with a granularity, given their thresholds: frames, and neurons with the
+    levels that take them up to the site's largest.
 
     With x what a site saw of the calibration samples, N(x) the mean of what its neurons emit in `recipe.steps` steps of
     a constant x, and the means taken by group of neurons,
@@ -83,8 +84,7 @@ def refine(
     if not sites:
         return {}
     sites = _scaled(marked, sites, batches)
-    frames = {name: fine.frame for name, fine in sites.items()} | _shifted(marked, sites, batches)
-    return {name: frame for name, frame in frames.items() if frame.tensors()}
+    return _shifted(marked, sites, batches)
 
 
 def fine_of(site: Site, recipe: Recipe, theta: Threshold) -> Fine | None:
@@ -95,14 +95,14 @@ def fine_of(site: Site, recipe: Recipe, theta: Threshold) -> Fine | None:
     return Fine(recipe.neuron_for(site), theta, dimensions(site, rule.granularity), rule.shifts, recipe.steps)
 
 
-def fitted(fine: Fine, values: Sequence[torch.Tensor]) -> Frame | None:
-    """The frame of one site, as `refine` finds it, from all it saw at once."""
+def fitted(fine: Fine, values: Sequence[torch.Tensor]) -> Fine:
+    """One site, as `refine` finds it, from all it saw at once."""
     fine = _picked(fine, torch.stack([fine.errors(value) for value in values]).sum(0))
     if fine.shifts:
         lacking = torch.stack([fine.lacking(value) for value in values]).sum(0)
         count = sum(value.numel() for value in values) // lacking.numel()
-        return replace(fine.frame, shift=(lacking / count).float())
-    return fine.frame if fine.frame.tensors() else None
+        return replace(fine, frame=replace(fine.frame, shift=(lacking / count).float()))
+    return fine
 
 
 def _scaled(
@@ -124,12 +124,13 @@ def _picked(fine: Fine, errors: torch.Tensor) -> Fine:
     if not bool(pick.any()):
         return fine
     scale = torch.tensor(SCALES, dtype=torch.bfloat16, device=pick.device)[pick]  # exact there, and least memory
-    return replace(fine, frame=Frame(scale=scale))
+    neuron, frame = reaching(fine.neuron, Frame(scale=scale))
+    return replace(fine, neuron=neuron, frame=frame)
 
 
 def _shifted(
     marked: torch.fx.GraphModule, sites: Mapping[str, Fine], batches: Iterable[tuple[tuple, int]]
-) -> dict[str, Frame]:
+) -> dict[str, Fine]:
     lacking: dict[str, torch.Tensor] = {}
     counts = dict.fromkeys(sites, 0)
 
@@ -141,7 +142,10 @@ def _shifted(
     asked = {name: fine for name, fine in sites.items() if fine.shifts}
     if asked:
         _run(marked, asked, batches, see)
-    return {name: replace(sites[name].frame, shift=(gap / counts[name]).float()) for name, gap in lacking.items()}
+    found = dict(sites)
+    for name, gap in lacking.items():
+        found[name] = replace(sites[name], frame=replace(sites[name].frame, shift=(gap / counts[name]).float()))
+    return found
 
 
 def _run(
