@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("spikingjelly_*.json"))
+ABLATIONS = sorted((ROOT / "benchmarks" / "results").glob("ablation_*.json"))
 
 
 @pytest.fixture
@@ -114,3 +115,44 @@ def test_the_step_by_step_network_is_ours(monkeypatch: pytest.MonkeyPatch) -> No
     thresholds = {name: (threshold.positive, threshold.negative) for name, threshold in snn.thresholds.items()}
     ours = snn.simulate(images, 4).outputs
     assert (step_by_step(source, images, thresholds, 4) - ours).abs().max() < 1e-10
+
+
+def test_a_rotation_changes_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    rotation = importlib.import_module("rotation")
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(4, 30, 24, generator=generator), torch.randn(40, 24, generator=generator).double()
+    x[..., 5] *= 20
+    seen = rotation.seen_of("a", x + 1, weight)
+    assert seen.x.shape == (60, 24) and seen.means.shape == (30, 24)
+    forms = rotation.forms(seen)
+    centred = {"centred": seen.means.mean(0).expand(60, 24), "positions": seen.means[seen.position]}
+    for name, (said, reads) in forms.items():
+        wanted = (seen.x - centred.get(name, 0)) @ weight.T
+        torch.testing.assert_close(said @ reads.T, wanted, rtol=1e-7, atol=1e-7)
+    turn = rotation.hadamard(24, generator)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(24, dtype=torch.float64))
+    assert int((turn != 0).sum(1).max()) == 8
+    error = rotation.measure(*forms["none"][:1], weight.T @ weight, 0.1)[0]
+    found = [rotation.spikes_at(*forms[name], error) for name in ("none", "hadamard")]
+    assert found[0] < found[1], "one channel of outliers costs its own levels, not those of all others"
+
+
+def test_the_recipes_of_the_ablation_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transpike.cli.options import chosen_recipes
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ablation = importlib.import_module("ablation")
+    for group in ablation.GROUPS.values():
+        assert len(chosen_recipes(",".join(recipe for _, recipe in group))) == len(group)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("ablation_*.json")), ids=lambda p: p.stem
+)
+def test_documents_show_the_ablation(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    found = importlib.import_module("ablation").tables(json.loads(path.read_text("utf-8")))
+    shown = (ROOT / "docs" / "results.md").read_text("utf-8")
+    assert len(found.split("\n\n")) > 1
+    assert all(table in shown for table in found.split("\n\n"))

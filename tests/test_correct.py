@@ -15,7 +15,7 @@ from transpike._execute import run_body, run_prefix
 from transpike._literal import Literal
 from transpike.errors import CalibrationError, ConfigError
 from transpike.neurons import fire_once, trajectory
-from transpike.recipes import ecmt, parallel, qcfs
+from transpike.recipes import ecmt, parallel, qcfs, recipe_named
 
 
 class Deep(nn.Sequential):
@@ -129,6 +129,22 @@ def test_a_clipped_teacher_is_the_activation_without_levels(model: Deep, batches
     for name, frame in bound.items():
         assert frame.shift is not None and free[name].shift is not None
         assert frame.shift.abs().max() < 0.05 * free[name].shift.abs().max()
+
+
+@pytest.mark.parametrize("name", ["ecmt", "differential", "cascade", "few-spikes", "balanced"])
+def test_recipes_that_say_several_levels_take_a_correction(model: Deep, batches: list[Tensor], name: str) -> None:
+    """With few levels the means of the sites are off; corrected they are those of the source."""
+    options, x = {"divergence": 0.1} if name == "balanced" else {"levels": 2}, batches[1]
+    recipes = [replace(recipe_named(name, correction=how, **options), steps=1) for how in ("none", "bias")]
+    plain, corrected = (transpike.convert(model, [x], recipe) for recipe in recipes)
+    assert corrected.recipe.correction == "bias" and corrected.thresholds == plain.thresholds
+    source = sites(plain, x, source=True)
+    for site, (_, out) in sites(corrected, x).items():
+        axis = [0, 2, 3] if out.dim() == 4 else [0]
+        gap, before = (
+            (found.mean(axis) - source[site][0].mean(axis)).abs().max() for found in (out, sites(plain, x)[site][1])
+        )
+        assert gap < 1e-6 < before
 
 
 def test_compare_corrects_each_recipe_as_it_asks(model: Deep, batches: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from transpike import RECIPES, Policy, Recipe, Site, SiteChoice, SiteKind, Threshold, TranspikeError
 from transpike.errors import ConfigError
 from transpike.neurons import NEURONS, MultiThreshold
-from transpike.observers import Maximum, Percentile
+from transpike.observers import FixedPoint, Maximum, MinimumError, Percentile
 from transpike.recipes import recipe_named
 
 # One option of each recipe changed at a time: (recipe, options, how to see that it arrived).
@@ -27,6 +27,19 @@ OPTIONS: list[tuple[str, dict[str, Any], Any]] = [
     ("ecmt-code", {"softmax": None}, lambda r: not r.kinds),
     ("ecmt-code", {"fc2": (0.5, 0.125)}, lambda r: r.patterns["*fc2:input"].threshold == Threshold(0.5, 0.125)),
     ("ecmt-code", {"fc2": None}, lambda r: not r.patterns),
+    ("balanced", {"correction": "bias"}, lambda r: r.correction == "bias"),
+    *[(name, {"steps": 4}, lambda r: r.steps == 4) for name in ("ecmt", "differential", "qcfs", "balanced", "fas")],
+]
+# What range setting has to offer, for every recipe whose thresholds are set site by site and not by a publication.
+RANGED = ("ecmt", "differential", "cascade", "qcfs", "few-spikes", "mbe", "parallel")
+RANGES = [
+    ({"rule": "maximum", "percentile": 0.9}, lambda r: r.range.fraction == 1.0),
+    ({"rule": "percentile", "percentile": 0.9}, lambda r: r.range.fraction == 0.9),
+    ({"rule": "mse", "granularity": "head"}, lambda r: r.range == MinimumError("head")),
+    ({"rule": "fixed-point"}, lambda r: isinstance(r.range, FixedPoint)),
+    ({"granularity": "channel"}, lambda r: r.range.granularity == "channel"),
+    ({"sequential": True}, lambda r: r.sequential is True),
+    ({"correction": "bias"}, lambda r: r.correction == "bias"),
 ]
 SHARED = [
     ({"first_layer": "spiking"}, lambda r: r.policy.first_layer == "spiking"),
@@ -74,7 +87,7 @@ def test_round_trip_of_every_part(kind: Any, rule: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "arrived"),
-    OPTIONS + [(name, *case) for name in RECIPES for case in SHARED],
+    OPTIONS + [(n, *case) for n in RECIPES for case in SHARED] + [(n, *case) for n in RANGED for case in RANGES],
     ids=lambda value: None if callable(value) else str(value),
 )
 def test_every_option_arrives_and_survives_json(name: str, options: dict[str, Any], arrived: Any) -> None:

@@ -14,12 +14,11 @@ from ..observers import Balanced, Histogram
 from ..observers.rounding import round_up
 from ..recipes import Recipe
 from ..types import Threshold
-from .grain import Grain
+from .grain import MAX_LEVELS, Grain
 from .sensitivity import Sensitivity
 
 FINENESS = 4  # candidates per octave
 OCTAVES = 16  # below the largest activation
-MAX_LEVELS = 24
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,11 @@ def measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphM
     Where thresholds are to keep a divergence, they are those with which the network has it on the calibration samples.
     """
     found = _in_common(plan, recipe, seen, marked)
-    frames = refine(marked, plan, recipe, found.thresholds, seen.batches)
-    return replace(found, frames={**found.frames, **frames}) if frames else found
+    fine = {} if recipe.sequential else refine(marked, plan, recipe, found.thresholds, seen.batches)
+    frames = {name: site.frame for name, site in fine.items() if site.frame.tensors()}
+    own = {site.name: recipe.neuron_for(site) for site in plan.sites if site.name in frames}
+    levels = {name: fine[name].neuron.levels for name in frames if fine[name].neuron != own[name]}
+    return replace(found, frames={**found.frames, **frames}, levels={**found.levels, **levels}) if frames else found
 
 
 def _in_common(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.GraphModule) -> Calibration:
@@ -110,13 +113,18 @@ def _measured(plan: Plan, recipe: Recipe, seen: Observed, marked: torch.fx.Graph
     found = sequential(marked, plan, recipe, seen.batches) if recipe.sequential else _alone(plan, recipe, seen, marked)
     thresholds = {name: item.threshold for name, item in found.items()}
     frames = {name: item.frame for name, item in found.items() if item.frame is not None}
+    levels = {name: item.levels for name, item in found.items() if item.levels is not None}
     balanced_sites = [site for site in plan.sites if together(choices[site.name])]
     ranges = {node: (seen.histograms[node].minimum, seen.histograms[node].maximum) for node in ranged(plan, recipe)}
     if not balanced_sites:
-        return Calibration(thresholds, seen.samples, frames=frames, ranges=ranges)
+        return Calibration(thresholds, seen.samples, levels, frames, ranges)
     balanced = _balanced(recipe, balanced_sites, seen)
+    merged = Calibration(thresholds, seen.samples, levels, frames, ranges)
     return replace(
-        balanced, thresholds={**thresholds, **balanced.thresholds}, frames={**frames, **balanced.frames}, ranges=ranges
+        merged,
+        thresholds={**thresholds, **balanced.thresholds},
+        levels={**levels, **balanced.levels},
+        frames={**frames, **balanced.frames},
     )
 
 

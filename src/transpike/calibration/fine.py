@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +13,8 @@ from .._plan import Plan
 from ..neurons import Frame, Neuron, fire_once
 from ..observers import MinimumError
 from ..recipes import Recipe
-from ..types import Threshold
-from .grain import dimensions
+from ..types import Site, Threshold
+from .grain import dimensions, reaching
 
 SCALES = (1.0, 2.0, 0.5, 4.0, 0.25, 0.125, 0.0625)  # the first leaves everything as it is
 See = Callable[[str, torch.Tensor], None]
@@ -43,6 +43,15 @@ class Fine:
             state, mean, _ = fire_once(self.neuron, state, t, drive, self.threshold, count=False)
         return frame.leave(mean)
 
+    def errors(self, value: torch.Tensor) -> torch.Tensor:
+        """Squared errors, summed over every group, for each of SCALES."""
+        frames = [Frame(scale=torch.tensor(scale, device=value.device)) for scale in SCALES]
+        return torch.stack([self.over_group((self.emitted(value, frame) - value).square()) for frame in frames])
+
+    def lacking(self, value: torch.Tensor) -> torch.Tensor:
+        """What is missing from the value behind the neurons, summed over every group."""
+        return self.over_group(value - self.emitted(value, self.frame))
+
 
 def finer(plan: Plan, *recipes: Recipe) -> bool:
     """Whether neurons of some site differ by `MinimumError`, which takes another look at the calibration samples."""
@@ -57,8 +66,9 @@ def refine(
     recipe: Recipe,
     thresholds: Mapping[str, Threshold],
     batches: Iterable[tuple[tuple, int]],
-) -> dict[str, Frame]:
-    """Frames of the sites whose rule is `MinimumError` with a granularity, given their thresholds.
+) -> dict[str, Fine]:
+    """The sites whose rule is `MinimumError` with a granularity, given their thresholds: frames, and neurons with the
+    levels that take them up to the site's largest.
 
     With x what a site saw of the calibration samples, N(x) the mean of what its neurons emit in `recipe.steps` steps of
     a constant x, and the means taken by group of neurons,
@@ -69,17 +79,30 @@ def refine(
     error of a site, or of any group in it, larger. The samples run once for each stage. There is no stage for initial
     potentials: on a constant input theta / 2 rounds to the nearest, so no other has a smaller error.
     """
-    sites = {}
-    for site in plan.sites:
-        rule, theta = recipe.choice(site).range, thresholds[site.name]
-        if isinstance(rule, MinimumError) and rule.fine and (theta.positive or theta.negative):
-            along = dimensions(site, rule.granularity)
-            sites[site.name] = Fine(recipe.neuron_for(site), theta, along, rule.shifts, recipe.steps)
+    found = {site.name: fine_of(site, recipe, thresholds[site.name]) for site in plan.sites}
+    sites = {name: fine for name, fine in found.items() if fine is not None}
     if not sites:
         return {}
     sites = _scaled(marked, sites, batches)
-    frames = {name: fine.frame for name, fine in sites.items()} | _shifted(marked, sites, batches)
-    return {name: frame for name, frame in frames.items() if frame.tensors()}
+    return _shifted(marked, sites, batches)
+
+
+def fine_of(site: Site, recipe: Recipe, theta: Threshold) -> Fine | None:
+    """What is to be refined; None where the neurons of the site do not differ by `MinimumError`."""
+    rule = recipe.choice(site).range
+    if not isinstance(rule, MinimumError) or not rule.fine or not (theta.positive or theta.negative):
+        return None
+    return Fine(recipe.neuron_for(site), theta, dimensions(site, rule.granularity), rule.shifts, recipe.steps)
+
+
+def fitted(fine: Fine, values: Sequence[torch.Tensor]) -> Fine:
+    """One site, as `refine` finds it, from all it saw at once."""
+    fine = _picked(fine, torch.stack([fine.errors(value) for value in values]).sum(0))
+    if fine.shifts:
+        lacking = torch.stack([fine.lacking(value) for value in values]).sum(0)
+        count = sum(value.numel() for value in values) // lacking.numel()
+        return replace(fine, frame=replace(fine.frame, shift=(lacking / count).float()))
+    return fine
 
 
 def _scaled(
@@ -88,36 +111,41 @@ def _scaled(
     errors: dict[str, torch.Tensor] = {}
 
     def see(name: str, value: torch.Tensor) -> None:
-        fine = sites[name]
-        frames = [Frame(scale=torch.tensor(scale, device=value.device)) for scale in SCALES]
-        seen = torch.stack([fine.over_group((fine.emitted(value, frame) - value).square()) for frame in frames])
+        seen = sites[name].errors(value)
         errors[name] = errors[name] + seen if name in errors else seen
 
     _run(marked, sites, batches, see)
-    found = dict(sites)
-    for name, table in errors.items():
-        pick = torch.where(table[0] <= table.min(0).values, 0, table.argmin(0))
-        if bool(pick.any()):  # powers of two are exact in bfloat16, which takes least memory
-            scale = torch.tensor(SCALES, dtype=torch.bfloat16, device=pick.device)[pick]
-            found[name] = replace(sites[name], frame=Frame(scale=scale))
-    return found
+    return dict(sites) | {name: _picked(sites[name], table) for name, table in errors.items()}
+
+
+def _picked(fine: Fine, errors: torch.Tensor) -> Fine:
+    """With the scale of least error for every group; 1 wins ties."""
+    pick = torch.where(errors[0] <= errors.min(0).values, 0, errors.argmin(0))
+    if not bool(pick.any()):
+        return fine
+    scale = torch.tensor(SCALES, dtype=torch.bfloat16, device=pick.device)[pick]  # exact there, and least memory
+    neuron, frame = reaching(fine.neuron, Frame(scale=scale))
+    return replace(fine, neuron=neuron, frame=frame)
 
 
 def _shifted(
     marked: torch.fx.GraphModule, sites: Mapping[str, Fine], batches: Iterable[tuple[tuple, int]]
-) -> dict[str, Frame]:
+) -> dict[str, Fine]:
     lacking: dict[str, torch.Tensor] = {}
     counts = dict.fromkeys(sites, 0)
 
     def see(name: str, value: torch.Tensor) -> None:
-        seen = sites[name].over_group(value - sites[name].emitted(value, sites[name].frame))
+        seen = sites[name].lacking(value)
         lacking[name] = lacking[name] + seen if name in lacking else seen
         counts[name] += value.numel() // seen.numel()
 
     asked = {name: fine for name, fine in sites.items() if fine.shifts}
     if asked:
         _run(marked, asked, batches, see)
-    return {name: replace(sites[name].frame, shift=(gap / counts[name]).float()) for name, gap in lacking.items()}
+    found = dict(sites)
+    for name, gap in lacking.items():
+        found[name] = replace(sites[name], frame=replace(sites[name].frame, shift=(gap / counts[name]).float()))
+    return found
 
 
 def _run(

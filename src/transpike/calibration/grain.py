@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.fx
 
 from .. import ops
-from ..neurons import Frame
+from ..neurons import Differential, FewSpikes, Frame, MultiThreshold, Neuron
 from ..observers import Grouped, Largest
 from ..types import Site, SiteKind
 from .sensitivity import Sensitivity
 
+MAX_LEVELS = 24
 SPAN = 8  # octaves that a neuron's threshold may lie from the middle, on either side
 PRODUCT = (SiteKind.QUERY, SiteKind.KEY, SiteKind.VALUE, SiteKind.SOFTMAX)
 
@@ -74,6 +75,21 @@ def frame_of(grain: Grain) -> Frame | None:
     if not bool(grain.octaves.any()):
         return None
     return Frame(scale=torch.exp2(grain.octaves.float()).to(torch.bfloat16))
+
+
+def reaching(neuron: Neuron, frame: Frame | None) -> tuple[Neuron, Frame | None]:
+    """The neuron with more levels, and the frame counted from its finest neurons up, so that every neuron of the site
+    reaches the site's largest level, whatever its own smallest. Samples that calibrate have not seen all that a channel
+    can hold: behind GELU most of what other samples have is beyond it, and would be clipped. Only where levels are a
+    ladder of powers of two, so that the site has these levels anyway."""
+    ladder = isinstance(neuron, (MultiThreshold, Differential, FewSpikes)) and neuron.levels > 1
+    if frame is None or frame.scale is None or not ladder:
+        return neuron, frame
+    down = min(1 - int(torch.frexp(frame.scale.float())[1].min()), MAX_LEVELS - neuron.levels)
+    if down <= 0:
+        return neuron, frame
+    scale = (frame.scale.float() * 2.0**down).clamp(min=1.0).to(torch.bfloat16)
+    return replace(neuron, levels=neuron.levels + down), replace(frame, scale=scale)  # type: ignore[type-var]
 
 
 class Grouping(torch.fx.Interpreter):

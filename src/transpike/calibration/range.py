@@ -14,7 +14,7 @@ from ..observers.rounding import round_up
 from ..recipes import Recipe, SiteChoice
 from ..types import Site, Threshold
 from .allocate import effective_levels, least_error
-from .grain import dimensions
+from .grain import dimensions, reaching
 
 OCTAVES = 16  # that a channel's threshold may lie below the site's
 
@@ -23,6 +23,7 @@ OCTAVES = 16  # that a channel's threshold may lie below the site's
 class Range:
     threshold: Threshold
     frame: Frame | None = None
+    levels: int | None = None  # where they are not the recipe's
 
 
 def along(site: Site, choice: SiteChoice) -> tuple[int, ...]:
@@ -60,12 +61,13 @@ def range_of(site: Site, recipe: Recipe, histogram: Histogram | None, largest: L
         count = effective_levels(recipe.neuron_for(site), recipe.steps)
         return Range(_rounded(rule.at(histogram, count), recipe))
     if isinstance(rule, Percentile) and largest is not None:
-        return _by_group(rule, largest, recipe)
+        return _by_group(rule, largest, site, recipe)
     return Range(_rounded(rule.threshold(histogram), recipe))  # type: ignore[union-attr]
 
 
-def _by_group(rule: Percentile, largest: Largest, recipe: Recipe) -> Range:
-    """The largest threshold, and by group the least power of two of it that is not below the group's own."""
+def _by_group(rule: Percentile, largest: Largest, site: Site, recipe: Recipe) -> Range:
+    """The largest threshold, and by group the least power of two of it that is not below the group's own: there its
+    ladder of levels would begin that goes down as far as the recipe says, but it also reaches up to the site's."""
     signs = [quantile.clamp(min=0.0) * rule.margin for quantile in largest.quantiles()]
     whole = _rounded(Threshold(*(float(sign.max()) for sign in signs)), recipe)
     pairs = zip(signs, (whole.positive, whole.negative), strict=True)
@@ -74,7 +76,10 @@ def _by_group(rule: Percentile, largest: Largest, recipe: Recipe) -> Range:
     octaves = (exponent - (mantissa == 0.5).to(exponent.dtype)).where(share > 0, -OCTAVES).clamp(-OCTAVES, 0)
     if not bool(octaves.any()):
         return Range(whole)
-    return Range(whole, Frame(scale=torch.exp2(octaves.float()).to(torch.bfloat16)))  # exact there
+    frame = Frame(scale=torch.exp2(octaves.float()).to(torch.bfloat16))  # exact there
+    own = recipe.neuron_for(site)
+    neuron, frame = reaching(own, frame)  # type: ignore[assignment]
+    return Range(whole, frame, None if neuron == own else neuron.levels)
 
 
 def _rounded(raw: Threshold, recipe: Recipe) -> Threshold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 import torch.fx
@@ -15,6 +16,7 @@ from ..neurons import Neuron, fire_once, framed
 from ..observers import Histogram
 from ..recipes import Recipe
 from ..types import Site, Threshold
+from .fine import fine_of, fitted
 from .range import Range, range_of, watcher
 
 
@@ -37,7 +39,9 @@ def sequential(
         site = sites.get(str(node.args[1])) if ops.is_site(node) else None
         if site is not None:
             ranged = found[site.name] = _range(site, recipe, [values[node.args[0]] for values in runs])  # type: ignore[index]
-            neuron = framed(recipe.neuron_for(site), ranged.frame and ranged.frame.to(_device(marked)))
+            own = recipe.neuron_for(site)
+            own = own if ranged.levels is None else replace(own, levels=ranged.levels)  # type: ignore[type-var]
+            neuron = framed(own, ranged.frame and ranged.frame.to(_device(marked)))
         for values in runs:
             values[node] = call(node, values)
             if site is not None:
@@ -56,6 +60,16 @@ def held(neuron: Neuron, value: torch.Tensor, threshold: Threshold, steps: int) 
 
 
 def _range(site: Site, recipe: Recipe, seen: list[torch.Tensor]) -> Range:
+    found = _coarse(site, recipe, seen)
+    fine = fine_of(site, recipe, found.threshold)
+    if fine is None:
+        return found
+    fine = fitted(fine, seen)
+    same = fine.neuron == recipe.neuron_for(site)
+    return Range(found.threshold, fine.frame if fine.frame.tensors() else None, None if same else fine.neuron.levels)
+
+
+def _coarse(site: Site, recipe: Recipe, seen: list[torch.Tensor]) -> Range:
     if recipe.choice(site).threshold is not None:
         return range_of(site, recipe, None)
     histogram = Histogram()

@@ -20,8 +20,9 @@ class MinimumError:
 
     It clips outliers where that buys resolution. The search, which runs the neuron, is `calibration.allocate`.
     granularity -- "neuron": then each neuron takes the power of two times that threshold at which its own error is the
-    least; "channel" or "head": the neurons of one together; "tensor": none does. shifts -- and then a constant behind
-    each of them, which puts its mean right. See `_fine.refine`.
+    least, for its smallest level; the largest stays the site's. "channel" or "head": the neurons of one together;
+    "tensor": none does. shifts -- and then a constant behind each of them, which puts its mean right. See
+    `calibration.fine`.
     Source: the range rule of quantisation toolkits and of STA (Jiang et al., ICLR 2024), for any neuron here.
     """
 

@@ -20,8 +20,9 @@ class Percentile:
     Arguments: fraction -- in (0, 1]; 1 is the maximum. symmetric -- True: one threshold for both signs, the quantile
     of |x|; False: one per sign, Q(fraction) of x and -Q(1 - fraction) of x, as ECMT does. margin -- a factor on both.
     granularity -- "channel" or "head": a channel's (head's) threshold is that of its own values, rounded up to a power
-    of two times the site's, which is the largest of them. So no channel is clipped more than by its own threshold, and
-    all levels stay on one ladder: the scales fold into it for free. It takes a second pass over the calibration
+    of two times the site's, which is the largest of them. From there its levels go as far down as the recipe says, and
+    they reach up to the site's largest all the same: other samples hold more in a channel than calibration has seen.
+    All levels stay on one ladder: the scales fold into it for free. It takes a second pass over the calibration
     samples, which are kept. "tensor": one threshold for all neurons of a site.
     """
 

@@ -15,6 +15,7 @@ def balanced(
     granularity: str = "neuron",
     cutoff: float = 0.75,
     pulses: int = 6,
+    correction: str = "none",
     steps: int = 1,
     first_layer: str = "analog",
     head: str = "spiking",
@@ -29,4 +30,4 @@ def balanced(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, rule = Differential(8, cutoff, pulses), Balanced(divergence, energy, granularity)
-    return Recipe("balanced", neuron, rule, policy, product_terms=2, steps=steps)
+    return Recipe("balanced", neuron, rule, policy, product_terms=2, steps=steps, correction=correction)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..neurons import Differential
 from ..policy import Policy
 from .recipe import Recipe
@@ -15,6 +17,7 @@ def cascade(
     rule: str = "percentile",
     granularity: str = "tensor",
     sequential: bool = False,
+    correction: str = "none",
     cutoff: float = 0.5,
     pulses: int = 6,
     first_layer: str = "analog",
@@ -28,5 +31,6 @@ def cascade(
     either sign first, up to `pulses` firings; the range is the largest magnitude; products in two terms.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    neuron, rule = Differential(levels, cutoff, pulses), range_rule(rule, percentile, True, granularity)
-    return Recipe("cascade", neuron, rule, policy, product_terms=2, steps=1, sequential=sequential)
+    neuron, ranges = Differential(levels, cutoff, pulses), range_rule(rule, percentile, True, granularity)
+    recipe = Recipe("cascade", neuron, ranges, policy, product_terms=2, steps=1)
+    return replace(recipe, correction=correction, sequential=sequential)

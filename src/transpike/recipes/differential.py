@@ -15,7 +15,9 @@ def differential(
     rule: str = "percentile",
     granularity: str = "tensor",
     sequential: bool = False,
+    correction: str = "none",
     cutoff: float = 0.5,
+    steps: int = 8,
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -28,4 +30,4 @@ def differential(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, ranges = Differential(levels, cutoff), range_rule(rule, percentile, True, granularity)
-    return Recipe("differential", neuron, ranges, policy, sequential=sequential)
+    return Recipe("differential", neuron, ranges, policy, steps=steps, correction=correction, sequential=sequential)

@@ -15,8 +15,10 @@ def ecmt(
     rule: str = "percentile",
     granularity: str = "tensor",
     sequential: bool = False,
+    correction: str = "none",
     symmetric: bool = False,
     cutoff: float = 1.0,
+    steps: int = 8,
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -30,4 +32,4 @@ def ecmt(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, ranges = MultiThreshold(levels, cutoff), range_rule(rule, percentile, symmetric, granularity)
-    return Recipe("ecmt", neuron, ranges, policy, sequential=sequential)
+    return Recipe("ecmt", neuron, ranges, policy, steps=steps, correction=correction, sequential=sequential)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..neurons import FewSpikes
 from ..policy import Policy
 from .recipe import Recipe
@@ -13,7 +15,9 @@ def few_spikes(
     levels: int = 8,
     percentile: float = 1.0,
     rule: str = "percentile",
+    granularity: str = "tensor",
     sequential: bool = False,
+    correction: str = "none",
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -25,5 +29,6 @@ def few_spikes(
     bank), nonlinear operators stay exact.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    rule = range_rule(rule, percentile, True)
-    return Recipe("few-spikes", FewSpikes(levels), rule, policy, product_terms=2, steps=1, sequential=sequential)
+    ranges = range_rule(rule, percentile, True, granularity)
+    recipe = Recipe("few-spikes", FewSpikes(levels), ranges, policy, product_terms=2, steps=1)
+    return replace(recipe, correction=correction, sequential=sequential)

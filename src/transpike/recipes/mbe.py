@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..multi_basis import Approximation
 from ..neurons import ExponentialDecay
-from ..observers import Percentile
 from ..policy import Policy
 from .recipe import Recipe
+from .rules import range_rule
 
 
 def mbe(
@@ -15,6 +17,10 @@ def mbe(
     bases: int = 8,
     decay: float = 0.5,
     percentile: float = 1.0,
+    rule: str = "percentile",
+    granularity: str = "tensor",
+    sequential: bool = False,
+    correction: str = "none",
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -26,4 +32,6 @@ def mbe(
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, operators = ExponentialDecay(levels, decay), Approximation(bases, levels) if bases else None
-    return Recipe("mbe", neuron, Percentile(percentile, True), policy, product_terms=2, steps=1, operators=operators)
+    ranges = range_rule(rule, percentile, True, granularity)
+    recipe = Recipe("mbe", neuron, ranges, policy, product_terms=2, steps=1, operators=operators)
+    return replace(recipe, correction=correction, sequential=sequential)

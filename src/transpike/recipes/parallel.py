@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..neurons import Parallel
 from ..policy import Policy
 from .recipe import Recipe
@@ -13,6 +15,8 @@ def parallel(
     levels: int = 8,
     percentile: float = 0.999,
     rule: str = "percentile",
+    granularity: str = "tensor",
+    sequential: bool = False,
     correction: str = "none",
     first_layer: str = "analog",
     head: str = "spiking",
@@ -25,5 +29,6 @@ def parallel(
     reads the activation (behind ReLU); one threshold per tensor; where an activation has both signs, so has the neuron.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    rule = range_rule(rule, percentile, False)
-    return Recipe("parallel", Parallel(levels), rule, policy, product_terms=2, steps=1, correction=correction)
+    ranges = range_rule(rule, percentile, False, granularity)
+    recipe = Recipe("parallel", Parallel(levels), ranges, policy, product_terms=2, steps=1)
+    return replace(recipe, correction=correction, sequential=sequential)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..neurons import MultiThreshold
 from ..policy import Policy
 from .recipe import Recipe
@@ -12,7 +14,10 @@ def qcfs(
     *,
     percentile: float = 0.999,
     rule: str = "percentile",
+    granularity: str = "tensor",
+    sequential: bool = False,
     correction: str = "none",
+    steps: int = 8,
     first_layer: str = "analog",
     head: str = "spiking",
     analog: tuple[str, ...] = (),
@@ -27,5 +32,6 @@ def qcfs(
     pre-activation; where an activation has both signs, so has the neuron; theta is a percentile, not trained.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
-    rule = range_rule(rule, percentile, False)
-    return Recipe("qcfs", MultiThreshold(1, 0.5), rule, policy, correction=correction)
+    ranges = range_rule(rule, percentile, False, granularity)
+    recipe = Recipe("qcfs", MultiThreshold(1, 0.5), ranges, policy, steps=steps)
+    return replace(recipe, correction=correction, sequential=sequential)
