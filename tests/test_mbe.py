@@ -85,7 +85,7 @@ def test_both_definitions_of_the_levels_agree(dtype: torch.dtype, threshold: Thr
     neuron = ExponentialDecay(5, 0.7)
     amplitudes = torch.tensor([0.0, *neuron.amplitudes(threshold)], dtype=dtype)
     potential = torch.cat([(random(500) * 2).to(dtype), amplitudes, amplitudes / 2, -amplitudes])
-    numbers = torch.tensor(neuron.parameters(threshold), dtype=dtype).unbind()
+    numbers = [float(number) and torch.tensor(number, dtype=dtype) for number in neuron.parameters(threshold, dtype)]
     searched = neuron.quantise(potential.clone(), threshold)
     assert torch.equal(searched, neuron.level(potential.clone(), *numbers))
     assert torch.isin(searched, amplitudes).all()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..errors import ConfigError
 from ..types import Threshold
 from .codes import sum_step
-from .multi_threshold import MultiThreshold
+from .multi_threshold import MultiThreshold, bounds, is_zero, nearest_level, one_scale
+from .trajectory import advance, spikes_and, spikes_in, state_dtype
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Differential:
 
     name: ClassVar[str] = "differential"
     code: ClassVar[str] = "sum"
+    spreads_nan: ClassVar[bool] = True
     levels: int = 8
     cutoff: float = 0.5
     pulses: int = 1
@@ -48,11 +50,50 @@ class Differential:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return sum_step(lambda potential: self.quantise(potential, threshold), state, t, mean_in)
 
+    def at_once(
+        self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold, *, count: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        drive = mean_in.to(state_dtype(mean_in.dtype))
+        parameters = self.parameters(threshold, drive.dtype)
+        if one_scale(*parameters[:2]):
+            return self.firings(state, drive, self.pulses, *parameters, count=count)
+        state, mean_out, trains = advance(self, state, t, mean_in, threshold)
+        return state, mean_out, spikes_in(trains) if count else None
+
+    @staticmethod
+    def firings(
+        state: torch.Tensor | None,
+        drive: torch.Tensor,
+        pulses: int,
+        positive: Any,
+        negative: Any,
+        up: Any,
+        down: Any,
+        *ladder: Any,
+        count: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The state and mean after a step, and how many spikes there were; for `one_scale`.
+
+        In units of theta: what is left after each firing is exact there, and so is the difference of the first and the
+        last of them, the sum of all that was emitted.
+        """
+        low, high = bounds(positive, negative)
+        theta, inverse = (negative, down) if is_zero(positive) else (positive, up)
+        start = left = (drive if state is None else drive - state) * inverse
+        spikes: torch.Tensor | None = None
+        for _ in range(pulses):
+            level = nearest_level(left, *ladder, low, high)
+            left = left - level
+            spikes = spikes_and(spikes, level) if count else None
+        said = (start - left) * theta
+        state = said if state is None else state + said
+        return state, state, spikes
+
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         return MultiThreshold(self.levels, self.cutoff).quantise(potential, threshold)
 
-    def parameters(self, threshold: Threshold) -> tuple[float, ...]:
-        return MultiThreshold(self.levels, self.cutoff).parameters(threshold)
+    def parameters(self, threshold: Threshold, dtype: torch.dtype) -> tuple[float | None, ...]:
+        return MultiThreshold(self.levels, self.cutoff).parameters(threshold, dtype)
 
     level = staticmethod(MultiThreshold.level)
 

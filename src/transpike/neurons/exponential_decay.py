@@ -55,11 +55,11 @@ class ExponentialDecay:
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         if self.decay == 0.5:
-            return self.level(potential, *self.parameters(threshold))
+            return self.level(potential, *self.parameters(threshold, potential.dtype))
         levels = torch.tensor(self._ladder(threshold), dtype=potential.dtype, device=potential.device)
         return _largest_below(potential, levels[: self.levels].contiguous(), levels[self.levels :].contiguous())
 
-    def parameters(self, threshold: Threshold) -> tuple[float, ...]:
+    def parameters(self, threshold: Threshold, dtype: torch.dtype) -> tuple[float, ...]:
         """What `level` takes: the largest level of each sign, then the smallest over the largest, or, where levels are
         no powers of two of each other, all of one sign and of the other, smallest first."""
         tops = (max(threshold.positive, 0.0) * self.decay, max(threshold.negative, 0.0) * self.decay)
@@ -86,7 +86,7 @@ class ExponentialDecay:
 
     def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
         if self.decay == 0.5:
-            halves = Threshold(*self.parameters(threshold)[:2])
+            halves = Threshold(*self.parameters(threshold, torch.float64)[:2])
             return signed_amplitudes(halves, range(1 - self.levels, 1))
         ladder = self._ladder(threshold)
         return tuple(v for v in (*ladder[: self.levels], *(-v for v in ladder[self.levels :])) if v != 0)

@@ -45,9 +45,9 @@ class FewSpikes:
         return sum_step(lambda potential: self.quantise(potential, threshold), state, t, mean_in)
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
-        return self.level(potential, *self.parameters(threshold))
+        return self.level(potential, *self.parameters(threshold, potential.dtype))
 
-    def parameters(self, threshold: Threshold) -> tuple[float, ...]:
+    def parameters(self, threshold: Threshold, dtype: torch.dtype) -> tuple[float, ...]:
         """What `level` takes: theta of each sign, and the smallest level over theta."""
         return max(threshold.positive, 0.0), max(threshold.negative, 0.0), 2.0 ** (1 - self.levels)
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import ConfigError
 from ..types import Threshold
 from .codes import STEPS
-from .trajectory import Neuron, spike_dtype, state_dtype
+from .frame import Frame, plain
+from .trajectory import Neuron, rounded_to, spike_dtype, state_dtype
 
 LOG = logging.getLogger("transpike")
 
@@ -59,50 +60,100 @@ def fits(neuron: Neuron, threshold: Threshold) -> bool:
     return hasattr(neuron, "level") and threshold.positive >= 0 and threshold.negative >= 0
 
 
+class Form(NamedTuple):
+    """What a kernel is compiled for: all that is not a number of one site. `parameters`: by the neuron's parameters,
+    "0" and "none" for what is exactly that, "same" for what equals the one before, "number" for the others."""
+
+    kind: Any
+    code: str
+    pulses: int
+    parameters: tuple[str, ...]
+    steps: int
+    masks: bool
+    framed: bool
+
+
 def compiled_trajectory(
     neuron: Neuron, mean_in: torch.Tensor, threshold: Threshold, *, masks: bool, dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """`neurons.trajectory`, compiled: the same arguments, results and rounding. Where the input is NaN or infinite the
     output is NaN, so that nobody has to look for those beforehand."""
-    frame = getattr(neuron, "frame", None)
-    if frame is not None:
-        out, fired, spoken = compiled_trajectory(
-            neuron.neuron, frame.enter(mean_in), threshold, masks=masks, dtype=dtype
-        )  # type: ignore[attr-defined]
-        return frame.leave(out), fired, spoken
-    steps, shape = mean_in.shape[0], mean_in.shape
-    flat = mean_in.reshape(steps, -1)
-    computed = state_dtype(mean_in.dtype)
-    parameters = neuron.parameters(threshold)  # type: ignore[attr-defined]
-    run = _compiled(type(neuron), neuron.code, neuron.pulses, steps, parameters[0] == parameters[1], masks)
+    frame = getattr(neuron, "frame", None) or Frame()
+    beside = _by_row(frame, mean_in)
+    if beside is None:
+        inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
+        out, fired, spoken = compiled_trajectory(inner, frame.enter(mean_in), threshold, masks=masks)
+        return rounded_to(dtype, frame.leave(out)), fired, spoken
+    neuron, steps, shape = plain(neuron), mean_in.shape[0], mean_in.shape
+    framed = bool(beside.tensors())
+    flat = mean_in.reshape(*shape[: 1 + framed], -1)
+    computed = functools.reduce(
+        torch.promote_types, (part.dtype for part in beside.tensors().values()), state_dtype(mean_in.dtype)
+    )
+    parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
+    run = _compiled(Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), steps, masks, framed))
     out = torch.empty(flat.shape, dtype=dtype or computed, device=flat.device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(2 * masks)]
-    numbers = torch.tensor(parameters, dtype=computed, device=flat.device)
-    run(list(flat), numbers, list(out), *(list(mark) for mark in marks))
+    numbers = torch.tensor([number or 0.0 for number in parameters], dtype=computed, device=flat.device)
+    run(list(flat), numbers, beside, list(out), *(list(mark) for mark in marks))
     if not masks:
         return out.view(shape), None, None
     fired, spoken = (mark.view(shape) for mark in marks)
     return out.view(shape), fired.view(spike_dtype(neuron)), spoken.view(torch.bool)
 
 
-@functools.cache
-def _compiled(kind: Any, code: str, pulses: int, steps: int, symmetric: bool, masks: bool) -> Callable[..., None]:
-    """Numbers that differ from site to site are arguments, so that one kernel serves all sites of a network."""
-    LOG.info("compiling the %s kernel for T = %d", kind.name, steps)
-    step = STEPS[code]
+def _by_row(frame: Frame, mean_in: torch.Tensor) -> Frame | None:
+    """The frame of one row of a trajectory [T, rows, ...], flat, or None where rows differ, or where what the compiler
+    makes of it rounds otherwise (a product and a sum in one instruction, as on GPUs)."""
+    if frame.shift is not None and mean_in.device.type != "cpu":
+        return None
+    row = mean_in.shape[2:]
+    if any(part.dim() > len(row) and part.shape[0] != 1 for part in frame.tensors().values()):
+        return None
+    return Frame(**{name: part.broadcast_to((1, *row)).reshape(-1) for name, part in frame.tensors().items()})
 
-    def run(means: list, numbers: torch.Tensor, out: list, *marks: list) -> None:
-        parameters = list(numbers.unbind())
-        if symmetric:
-            parameters[1] = parameters[0]
+
+def _sorts(parameters: tuple[float | None, ...]) -> tuple[str, ...]:
+    """Of each parameter: both signs may have the same threshold and its inverse, second and fourth."""
+    paired = [index in (1, 3) and number == parameters[index - 1] for index, number in enumerate(parameters)]
+    return tuple(
+        "none" if number is None else "0" if number == 0 else "same" if same else "number"
+        for number, same in zip(parameters, paired, strict=True)
+    )
+
+
+def _as_compiled(sorts: tuple[str, ...], numbers: torch.Tensor) -> list[Any]:
+    parameters: list[Any] = list(numbers.unbind())
+    for index, sort in enumerate(sorts):
+        if sort != "number":
+            parameters[index] = {"none": None, "0": 0.0, "same": parameters[index - 1]}[sort]
+    return parameters
+
+
+@functools.cache
+def _compiled(form: Form) -> Callable[..., None]:
+    """Numbers that differ from site to site are arguments, so that one kernel serves all sites of a network."""
+    LOG.info("compiling the %s kernel for T = %d", form.kind.name, form.steps)
+    step, kind = STEPS[form.code], form.kind
+    at_once = hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2]))
+
+    def run(means: list, numbers: torch.Tensor, frame: Frame, out: list, *marks: list) -> None:
+        parameters = _as_compiled(form.parameters, numbers)
         state = None
-        for t in range(steps):
+        for t in range(form.steps):
             count: Any = 0.0
-            for _ in range(pulses):
-                state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, t + 1, means[t])
-                count = count + torch.where(emitted != 0, 1.0, 0.0)
-            out[t].copy_(mean_out + means[t] * 0.0)  # nothing, but NaN for what is not finite
-            if masks:
+            mean_in = frame.enter(means[t]) if form.framed else means[t]
+            if at_once:
+                drive = mean_in.to(state_dtype(mean_in.dtype))
+                state, mean_out, count = kind.firings(state, drive, form.pulses, *parameters, count=form.masks)
+            else:
+                for _ in range(form.pulses):
+                    state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, t + 1, mean_in)
+                    count = count + torch.where(emitted != 0, 1.0, 0.0)
+            if not getattr(kind, "spreads_nan", False):
+                mean_out = mean_out + mean_in * 0.0  # nothing, but NaN for what is not finite
+            out[t].copy_(frame.leave(mean_out) if form.framed else mean_out)
+            if form.masks:
                 marks[0][t].copy_(count.to(torch.uint8))
                 marks[1][t].copy_(torch.where(state != 0, 1.0, 0.0).to(torch.uint8))
 

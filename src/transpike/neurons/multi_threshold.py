@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ BITS = {
 
 
 def nearest_power_of_two(value: torch.Tensor) -> torch.Tensor:
-    """Round non-negative floats to the nearest power of two, in one add and one mask on the bit pattern."""
+    """Round floats to the nearest power of two of their sign, in one add and one mask on the bit pattern."""
     if torch.compiler.is_compiling() and value.device.type == "cpu":
         return _by_splitting(value)
     integer, half, mask = BITS[value.dtype]
@@ -27,8 +28,8 @@ def nearest_power_of_two(value: torch.Tensor) -> torch.Tensor:
 
 
 def _by_splitting(value: torch.Tensor) -> torch.Tensor:
-    """The same by Veltkamp's splitting to one bit, for values below 2^100: the compiler takes bit patterns through
-    memory. Not where products and sums are fused, as on GPUs."""
+    """The same by Veltkamp's splitting to one bit, for values below 2^100 (NaN above): the compiler takes bit patterns
+    through memory. Not where products and sums are fused, as on GPUs."""
     large = value * (2.0 ** (23 if value.dtype == torch.float32 else 52) + 1)
     return large + (value - large)
 
@@ -48,6 +49,7 @@ class MultiThreshold:
     name: ClassVar[str] = "multi-threshold"
     code: ClassVar[str] = "rate"
     pulses: ClassVar[int] = 1
+    spreads_nan: ClassVar[bool] = True  # compiled, of infinity too
     levels: int = 8
     cutoff: float = 1.0
 
@@ -64,23 +66,25 @@ class MultiThreshold:
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         """Q(m) for potentials of any shape, in float32 or float64. A threshold of 0 silences its sign."""
-        return self.level(potential, *self.parameters(threshold))
+        return self.level(potential, *self.parameters(threshold, potential.dtype))
 
-    def parameters(self, threshold: Threshold) -> tuple[float, ...]:
-        """What `level` takes: theta of each sign, the smallest level and the smallest |m| that fires, over theta."""
+    def parameters(self, threshold: Threshold, dtype: torch.dtype) -> tuple[float | None, ...]:
+        """What `level` takes: theta of each sign (0: no levels), their inverses, the smallest level and the smallest |m|
+        that fires, over theta. No smallest level where what fires is nearest to it or to a larger one anyway."""
+        positive, negative = max(threshold.positive, 0.0), max(threshold.negative, 0.0)
         smallest = 2.0 ** -(self.levels - 1)
-        return max(threshold.positive, 0.0), max(threshold.negative, 0.0), smallest, self.cutoff * smallest
+        raised = smallest if self.cutoff < 0.75 else None
+        inverses = (inverse(positive, dtype), inverse(negative, dtype))
+        return positive, negative, *inverses, raised, self.cutoff * smallest
 
     @staticmethod
-    def level(potential: torch.Tensor, positive: Any, negative: Any, smallest: Any, least: Any) -> torch.Tensor:
-        """Q(m); parameters are numbers or 0-dimensional tensors."""
-        scale, amplitude = signed_scale(potential, positive, negative)
-        size = silence((potential / scale).abs_(), least)
-        level = nearest_power_of_two(size.clamp_(max=1.0))
-        if not isinstance(least, float) or least < 0.75 * smallest:
-            # Below 3/4 of the smallest level the nearest power of two is a level that does not exist.
-            level = torch.where(size > 0, level.clamp(min=smallest), level)
-        return with_sign(level.mul_(amplitude), potential)
+    def level(
+        potential: torch.Tensor, positive: Any, negative: Any, up: Any, down: Any, smallest: Any, least: Any
+    ) -> torch.Tensor:
+        """Q(m); parameters are numbers or, but for those that are 0 or None, 0-dimensional tensors."""
+        low, high = bounds(positive, negative)
+        ratio = times_by_sign(potential, potential, up, down)
+        return times_by_sign(nearest_level(ratio, smallest, least, low, high), potential, positive, negative)
 
     def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
         silent = Threshold(max(threshold.positive, 0.0), max(threshold.negative, 0.0))
@@ -93,13 +97,34 @@ def signed_amplitudes(threshold: Threshold, exponents: range) -> tuple[float, ..
     return tuple(sign * theta * 2.0**k for sign, theta in pairs for k in exponents if theta != 0)
 
 
-def silence(size: torch.Tensor, least: Any) -> torch.Tensor:
-    """Zero where size < least."""
+def inverse(theta: float, dtype: torch.dtype) -> float:
+    """1 / theta in a dtype, rounded up, so that what is a tie of levels, 1.5 theta 2^k, stays one; 0 for no levels."""
+    if theta == 0:
+        return 0.0
+    found = torch.tensor(1 / theta, dtype=dtype)
+    if Fraction(found.item()) * Fraction(theta) < 1:
+        found = torch.nextafter(found, torch.tensor(torch.inf, dtype=dtype))
+    return found.item()
+
+
+def nearest_level(ratio: torch.Tensor, smallest: Any, least: Any, low: float, high: float) -> torch.Tensor:
+    """Q in units of theta: what is nearest of 2^-k with the ratio's sign, from `smallest` to the bound of its sign; 0
+    where |ratio| < least. Compiled, it is NaN where the ratio is NaN or infinite."""
+    if smallest is None:
+        return nearest_power_of_two(silence(ratio, least)).clamp_(low, high)
+    size = ratio.abs()
+    level = nearest_power_of_two(size).clamp_(max=1.0).clamp_(min=smallest)
+    level = with_sign(torch.where(size < least, 0.0, level), ratio)
+    return level if low and high else level.clamp_(low, high)
+
+
+def silence(ratio: torch.Tensor, least: Any) -> torch.Tensor:
+    """Zero where |ratio| < least; NaN stays."""
     if not isinstance(least, float):
-        return torch.where(size >= least, size, 0.0)
+        return torch.where(ratio.abs() < least, 0.0, ratio)
     # Without a mask: a bool tensor costs two more passes over memory.
-    below = torch.nextafter(torch.tensor(least, dtype=size.dtype), torch.tensor(0.0, dtype=size.dtype)).item()
-    return torch.nn.functional.threshold(size, below, 0.0, inplace=True)
+    below = torch.nextafter(torch.tensor(least, dtype=ratio.dtype), torch.tensor(0.0, dtype=ratio.dtype)).item()
+    return torch.nn.functional.hardshrink(ratio, below)
 
 
 def with_sign(size: torch.Tensor, potential: torch.Tensor) -> torch.Tensor:
@@ -107,16 +132,44 @@ def with_sign(size: torch.Tensor, potential: torch.Tensor) -> torch.Tensor:
     return torch.where(potential < 0, -size, size) if torch.compiler.is_compiling() else size.copysign_(potential)
 
 
+def bounds(positive: Any, negative: Any) -> tuple[float, float]:
+    """The least and the largest level over theta: 0 for a sign without levels."""
+    return -1.0 * (not is_zero(negative)), 1.0 * (not is_zero(positive))
+
+
+def times_by_sign(value: torch.Tensor, potential: torch.Tensor, positive: Any, negative: Any) -> torch.Tensor:
+    """A new tensor: values, which have the potentials' signs or are 0, times the number of their sign."""
+    if positive is negative or is_zero(negative):
+        return value * positive
+    if is_zero(positive):
+        return value * negative
+    if isinstance(positive, torch.Tensor):
+        return value * torch.where(potential >= 0, positive, negative)
+    if positive == negative:
+        return value * positive
+    return value.clamp(min=0).mul_(positive).add_(value.clamp(max=0), alpha=negative)  # quicker than a choice
+
+
+def one_scale(positive: Any, negative: Any) -> bool:
+    """Whether one threshold is all there is: both signs have it, or one sign has no levels."""
+    return positive is negative or is_zero(positive) or is_zero(negative) or bool(positive == negative)
+
+
+def is_zero(value: Any) -> bool:
+    """Of a parameter: a kernel is compiled for those that are 0, and has tensors of those that are not."""
+    return isinstance(value, float) and value == 0
+
+
 def signed_scale(potential: torch.Tensor, positive: Any, negative: Any) -> tuple[Any, Any]:
     """What to divide each potential by, and what a level of 1 is worth to it (0 where its sign has no levels)."""
-    if isinstance(positive, torch.Tensor):
-        theta = positive if positive is negative else torch.where(potential >= 0, positive, negative)
-        return torch.where(theta > 0, theta, 1.0), theta
-    amplitudes = (positive, negative)
-    either = max(amplitudes) or 1.0
-    scales = (amplitudes[0] or either, amplitudes[1] or either)
-    scale = _by_sign(potential, scales)
-    return scale, scale if scales == amplitudes else _by_sign(potential, amplitudes)
+    if positive is negative:
+        return (1.0 if is_zero(positive) else positive), positive
+    scales = (negative if is_zero(positive) else positive, positive if is_zero(negative) else negative)
+    if any(isinstance(side, torch.Tensor) for side in scales):
+        scale, amplitude = (torch.where(potential >= 0, *pair) for pair in (scales, (positive, negative)))
+        return scale, amplitude
+    scale = _by_sign(potential, (scales[0] or 1.0, scales[1] or 1.0))
+    return scale, scale if scales == (positive, negative) != (0.0, 0.0) else _by_sign(potential, (positive, negative))
 
 
 def _by_sign(potential: torch.Tensor, values: tuple[float, float]) -> torch.Tensor | float:

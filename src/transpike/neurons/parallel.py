@@ -48,15 +48,15 @@ class Parallel:
         return sum_step(lambda potential: self.quantise(potential, threshold), state, t, mean_in)
 
     def at_once(
-        self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold, *, count: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """The whole window: what `levels` steps give but for rounding, and how many spikes there are (uint8)."""
         drive = mean_in.to(state_dtype(mean_in.dtype))
         unit, low, high = self._bounds(threshold)
-        count = torch.div(drive if state is None else drive - state, unit or 1.0)
-        count = count.add_(0.5).floor_().clamp_(low, high)
-        state = count * unit if state is None else torch.add(state, count, alpha=unit)
-        return state, state, count.abs_().to(torch.uint8)
+        spikes = torch.div(drive if state is None else drive - state, unit or 1.0)
+        spikes = spikes.add_(0.5).floor_().clamp_(low, high)
+        state = spikes * unit if state is None else torch.add(state, spikes, alpha=unit)
+        return state, state, spikes.abs_().to(torch.uint8) if count else None
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         unit, low, high = self._bounds(threshold)

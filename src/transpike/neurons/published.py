@@ -43,9 +43,9 @@ class PublishedMultiThreshold:
         """Q(m). With both thresholds positive, floor(|m| / theta + 1/2) to a power of two is the rule above."""
         if threshold.positive < 0 or threshold.negative < 0:
             return self._scan(potential, threshold)
-        return self.level(potential, *self.parameters(threshold))
+        return self.level(potential, *self.parameters(threshold, potential.dtype))
 
-    def parameters(self, threshold: Threshold) -> tuple[float, ...]:
+    def parameters(self, threshold: Threshold, dtype: torch.dtype) -> tuple[float, ...]:
         """What `level` takes: theta of each sign, and the largest level over theta. None for negative thresholds."""
         return threshold.positive, threshold.negative, 2.0 ** (self.levels - 1)
 

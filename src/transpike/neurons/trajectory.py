@@ -20,7 +20,7 @@ class Neuron(Protocol):
     code -- "rate": a signal's value is the mean of what was emitted; "sum": the sum. pulses -- how often the neuron may
     fire within one step: `step` is repeated that often, on the same input. quantise -- Q, which turns a membrane into
     what is emitted. amplitudes -- every value Q can emit but 0, one per binary channel. A neuron may also have
-    at_once(state, t, mean_in, threshold) -> (state, mean_out, how many spikes), all firings of a step in closed form.
+    at_once(state, t, mean_in, threshold, count=...) -> (state, mean_out, how many spikes), all firings of a step together.
     """
 
     name: ClassVar[str]
@@ -51,6 +51,10 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def rounded_to(dtype: torch.dtype | None, value: torch.Tensor) -> torch.Tensor:
+    return value if dtype is None else value.to(dtype)
+
+
 def advance(
     neuron: Neuron, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -66,14 +70,14 @@ def fire_once(
     neuron: Neuron, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold, *, count: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """One time-step: the state and mean after it and, with `count`, how often each neuron fired. A neuron that has its
-    firings `at_once`, in closed form, is not asked for them one by one."""
+    firings `at_once` is not asked for them one by one."""
     frame = getattr(neuron, "frame", None)
     if frame is not None:
         inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
         state, mean_out, spikes = fire_once(inner, state, t, frame.enter(mean_in), threshold, count=count)
         return state, frame.leave(mean_out), spikes
     if hasattr(neuron, "at_once"):
-        return neuron.at_once(state, t, mean_in, threshold)
+        return neuron.at_once(state, t, mean_in, threshold, count=count)
     state, mean_out, trains = advance(neuron, state, t, mean_in, threshold)
     return state, mean_out, spikes_in(trains) if count else None
 
@@ -83,6 +87,14 @@ def spikes_in(trains: list[torch.Tensor]) -> torch.Tensor:
     if len(trains) == 1:
         return trains[0] != 0
     return torch.stack([emitted != 0 for emitted in trains]).sum(0, dtype=torch.uint8)
+
+
+def spikes_and(before: torch.Tensor | None, emitted: torch.Tensor) -> torch.Tensor:
+    """How often each neuron has fired, after one more firing; compiled, in floats, which vectorise."""
+    fired = torch.where(emitted != 0, 1.0, 0.0) if torch.compiler.is_compiling() else emitted != 0
+    return (
+        fired if before is None else before.to(torch.uint8).add_(fired) if fired.dtype == torch.bool else before + fired
+    )
 
 
 def trajectory(
@@ -104,8 +116,9 @@ def trajectory(
     """
     frame = getattr(neuron, "frame", None)
     if frame is not None:
-        out, fired, spoken = trajectory(neuron.neuron, frame.enter(mean_in), threshold, masks=masks, dtype=dtype)  # type: ignore[attr-defined]
-        return frame.leave(out), fired, spoken
+        inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
+        out, fired, spoken = trajectory(inner, frame.enter(mean_in), threshold, masks=masks)
+        return rounded_to(dtype, frame.leave(out)), fired, spoken
     steps, shape = mean_in.shape[0], mean_in.shape
     flat = mean_in.reshape(steps, -1)
     out = torch.empty(flat.shape, dtype=dtype or state_dtype(mean_in.dtype), device=mean_in.device)
