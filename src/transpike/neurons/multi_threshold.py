@@ -69,8 +69,8 @@ class MultiThreshold:
         return self.level(potential, *self.parameters(threshold, potential.dtype))
 
     def parameters(self, threshold: Threshold, dtype: torch.dtype) -> tuple[float | None, ...]:
-        """What `level` takes: theta of each sign (0: no levels), their inverses, the smallest level and the smallest |m|
-        that fires, over theta. No smallest level where what fires is nearest to it or to a larger one anyway."""
+        """What `level` takes: theta of each sign (0: no levels), their inverses, the smallest level and the smallest
+        |m| that fires, over theta. No smallest level where what fires is nearest to it or a larger one anyway."""
         positive, negative = max(threshold.positive, 0.0), max(threshold.negative, 0.0)
         smallest = 2.0 ** -(self.levels - 1)
         raised = smallest if self.cutoff < 0.75 else None

@@ -20,7 +20,7 @@ class Neuron(Protocol):
     code -- "rate": a signal's value is the mean of what was emitted; "sum": the sum. pulses -- how often the neuron may
     fire within one step: `step` is repeated that often, on the same input. quantise -- Q, which turns a membrane into
     what is emitted. amplitudes -- every value Q can emit but 0, one per binary channel. A neuron may also have
-    at_once(state, t, mean_in, threshold, count=...) -> (state, mean_out, how many spikes), all firings of a step together.
+    at_once(state, t, mean_in, threshold, count=...) -> (state, mean_out, how many spikes): all firings of a step.
     """
 
     name: ClassVar[str]
