@@ -95,14 +95,14 @@ def test_stopping_gives_what_the_whole_run_gives(recipe: str, terms: int) -> Non
 def test_stopped_samples_are_not_simulated(snn: transpike.SpikingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     kind = type(next(iter(snn.neurons.values())))
-    step = kind.step
+    at_once = kind.at_once  # type: ignore[attr-defined]
 
-    def spy(self: Any, state: Any, t: int, mean_in: torch.Tensor, threshold: Any) -> Any:
+    def spy(self: Any, state: Any, t: int, mean_in: torch.Tensor, threshold: Any, *, count: bool) -> Any:
         sizes.append(mean_in.numel())
-        return step(self, state, t, mean_in, threshold)
+        return at_once(self, state, t, mean_in, threshold, count=count)
 
     batch = randn(24, 4, 6, seed=2)
-    monkeypatch.setattr(kind, "step", spy)
+    monkeypatch.setattr(kind, "at_once", spy)
     stopped = transpike.stop_early(snn, batch, steps=STEPS, threshold=0.7, count=False)
     assert sum(sizes) == snn.neurons_per_sample * int(stopped.steps.sum())
     sizes.clear()

@@ -177,7 +177,7 @@ def _neuron_temporaries(
     whole trajectory in its frame's units, and a copy where the input may not be contiguous."""
     elements, width = _elements(node, batch), max(WIDTH, _bytes(node, batch) // max(_elements(node, batch), 1))
     part = elements // steps if chunk is None else min(elements // steps, chunk)
-    pulses = 1 if neuron is None else neuron.pulses
+    pulses = 1 if neuron is None or hasattr(neuron, "at_once") else neuron.pulses  # together, a step keeps no trains
     tensors = set(neuron.frame.tensors()) if isinstance(neuron, Framed) else set()
     framing = min(len(tensors), 1) + (len(tensors & {"scale", "offset"}) > 1 or len(tensors - {"offset"}) > 1)
     copied = int(_aliased(node.all_input_nodes[0]) is not None)
