@@ -1,9 +1,11 @@
 """Whole networks against T forward passes of their source, in one run; prints one JSON object.
 
     python benchmarks/models.py [--repeats 3] [--threads 1,2] [--models deit_tiny_patch16_224,...] [--steps 1,2,4,8]
+    python benchmarks/models.py --device cuda --batch 64 --threads 1
 
-Vision Transformers of timm with random weights, batch 8, recipe `ecmt`. `ratio`: the median over rounds of (time / time
-of one source forward pass on T x batch images, measured in the same round). Also a step-by-step re-implementation of
+Vision Transformers of timm with random weights, recipe `ecmt`. `ratio`: the median over rounds of (time / time of one
+source forward pass in float32 on T x batch images, measured in the same round); `source, bfloat16` is that pass under
+autocast. Also a step-by-step re-implementation of
 the paper (step_by_step.py), whose outputs are held against ours first. `clock`: "wall", or "cpu", the processor time of
 this process, which says more where other work shares the machine (then with one thread).
 Set MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592, or the C library gives large blocks back to the
@@ -20,18 +22,20 @@ from typing import Any
 
 import torch
 from step_by_step import step_by_step
-from timing import CLOCKS, ratios
+from timing import CLOCKS, clock_of, ratios
 
 import transpike
 from transpike.report.machine import versions
 
 
-def network(name: str, depth: int | None) -> tuple[Any, transpike.SpikingModel, torch.Tensor]:
+def network(
+    name: str, depth: int | None, batch: int = 8, device: str = "cpu"
+) -> tuple[Any, transpike.SpikingModel, torch.Tensor]:
     import timm
 
     torch.manual_seed(0)
-    source = timm.create_model(name, **({} if depth is None else {"depth": depth})).eval()
-    images = torch.randn(8, 3, 224, 224)
+    source = timm.create_model(name, **({} if depth is None else {"depth": depth})).eval().to(device)
+    images = torch.randn(batch, *source.default_cfg["input_size"], device=device)
     return source, transpike.convert(source, [images[:4]], "ecmt"), images
 
 
@@ -47,11 +51,19 @@ def levels(snn: transpike.SpikingModel) -> dict[str, tuple[float, float]]:
 
 
 @torch.no_grad()
-def case(parts: Any, steps: int, repeats: int, clock: str, *, literal: bool) -> dict[str, Any]:
+def case(
+    parts: Any, steps: int, repeats: int, clock: Callable[[], float], *, literal: bool, only: str
+) -> dict[str, Any]:
     source, snn, images = parts
     folded = images.repeat(steps, 1, 1, 1)
+
+    def source_bfloat16() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            source(folded)
+
     functions: dict[str, Callable[[], Any]] = {
         "source": lambda: source(folded),
+        "source, bfloat16": source_bfloat16,
         "compiled": lambda: snn.simulate(images, steps, kernel="compiled", count=False),
         "compiled, counting": lambda: snn.simulate(images, steps, kernel="compiled"),
         "eager": lambda: snn.simulate(images, steps, kernel="eager", count=False),
@@ -62,7 +74,9 @@ def case(parts: Any, steps: int, repeats: int, clock: str, *, literal: bool) -> 
     if literal:
         thresholds = levels(snn)
         functions["step by step"] = lambda: step_by_step(source, images, thresholds, steps)
-    return {"steps": steps, "threads": torch.get_num_threads(), **ratios(functions, repeats, CLOCKS[clock])}
+    if only:
+        functions = {name: run for name, run in functions.items() if name in ("source", *only.split(";"))}
+    return {"steps": steps, "threads": torch.get_num_threads(), **ratios(functions, repeats, clock)}
 
 
 def main() -> None:
@@ -76,27 +90,31 @@ def main() -> None:
     parser.add_argument(
         "--literal-steps", default="4", help="numbers of steps at which the step-by-step network runs too"
     )
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help='columns beside "source", with ; between them')
     asked = parser.parse_args()
+    clock = clock_of(asked.clock, asked.device)
     load, found = os.getloadavg(), []
     for name in asked.models.split(","):
-        parts = network(name, asked.depth)
-        difference = same(*parts)
+        parts = network(name, asked.depth, asked.batch, asked.device)
+        difference = same(*parts) if asked.literal_steps else None
         for threads in map(int, asked.threads.split(",")):
             torch.set_num_threads(threads)
             for steps in map(int, asked.steps.split(",")):
                 literal = str(steps) in asked.literal_steps.split(",")
-                row = case(parts, steps, asked.repeats, asked.clock, literal=literal)
+                row = case(parts, steps, asked.repeats, clock, literal=literal, only=asked.only)
                 found.append({"model": name, "step_by_step_difference": difference, **row})
     keys = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     about = {
         "clock": asked.clock,
         "load_before": load,
         "load_after": os.getloadavg(),
-        "batch": 8,
+        "batch": asked.batch,
         "recipe": "ecmt",
         "depth": asked.depth,
     }
-    about["environment"] = {**versions(torch.device("cpu")), **{key: os.environ.get(key) for key in keys}}
+    about["environment"] = {**versions(torch.device(asked.device)), **{key: os.environ.get(key) for key in keys}}
     print(json.dumps({**about, "cases": found}, indent=1))
 
 

@@ -1,94 +1,60 @@
-"""The neuron as one pass over memory, and a whole model against its source; prints one JSON object.
+"""The neuron as one pass over memory; prints one JSON object.
 
-    python benchmarks/neurons.py [--neurons 3000000] [--repeats 9]
+    python benchmarks/neurons.py [--elements 24000000] [--steps 1,4,16,32] [--repeats 9] [--device cpu]
 
-`kernel`: time of a neuron over T steps, compiled and eager, as a ratio to copying the tensor of running means it reads
-(`copy_ratio` reads and writes what a copy does; with masks it also writes who fired). `model`: a DeiT-Tiny with random
-weights, batch 8, T = 4: one time-folded simulation as a ratio to T forward passes of the source, with and without
-counting. Medians of runs taken in turns within this process.
+Time of a neuron over T steps, compiled and eager, as a ratio to copying the tensor of running means it reads, which holds
+`--elements` numbers at every T (elements / T neurons). `compiled` reads and writes what a copy does; with masks it also
+writes who fired and whose membrane is not empty. `copy_bytes_per_second` counts bytes read and
+written. Medians of runs taken in turns within this process. Whole models: models.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
+from timing import clock_of, ratios
 
-import transpike
 from transpike.neurons import NEURONS, Differential, Neuron, compiled_trajectory, trajectory
 from transpike.report.machine import versions
 from transpike.types import Threshold
 
-THRESHOLD = Threshold(4.0, 4.0)
+THRESHOLDS = {"one threshold": Threshold(4.0, 4.0), "two thresholds": Threshold(4.0, 3.0)}
 
 
-def in_turns(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each; the first, unmeasured round compiles."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def kernel(neuron: Neuron, steps: int, count: int, repeats: int) -> dict[str, Any]:
-    means = torch.randn(steps, count)
-    timed = in_turns(
-        {
-            "copy": means.clone,
-            "compiled": lambda: compiled_trajectory(neuron, means, THRESHOLD, masks=False),
-            "compiled, masks": lambda: compiled_trajectory(neuron, means, THRESHOLD, masks=True),
-        },
-        repeats,
-    )
-    eager = in_turns({"eager, masks": lambda: trajectory(neuron, means, THRESHOLD, masks=True)}, 1)
-    ratios = {name: round(value / timed["copy"], 2) for name, value in {**timed, **eager}.items() if name != "copy"}
-    return {"neuron": str(neuron), "steps": steps, "copy_seconds": round(timed["copy"], 5), "copy_ratio": ratios}
-
-
-def model(recipe: str, repeats: int, *, steps: int = 4, batch: int = 8) -> dict[str, Any]:
-    import timm
-
-    torch.manual_seed(0)
-    source = timm.create_model("deit_tiny_patch16_224", num_classes=1000).eval()
-    images = torch.randn(batch, 3, 224, 224)
-    snn = transpike.convert(source, [images], recipe)
-    folded = images.repeat(steps, 1, 1, 1)
-    with torch.no_grad():
-        timed = in_turns(
-            {
-                "source": lambda: source(folded),
-                "compiled": lambda: snn.simulate(images, steps, kernel="compiled", count=False),
-                "compiled, counting": lambda: snn.simulate(images, steps, kernel="compiled"),
-                "eager, counting": lambda: snn.simulate(images, steps, kernel="eager"),
-            },
-            repeats,
-        )
-    ratios = {name: round(value / timed["source"], 2) for name, value in timed.items() if name != "source"}
-    return {"model": "deit_tiny_patch16_224", "recipe": recipe, "steps": steps, "batch": batch, "ratio": ratios}
+def kernel(neuron: Neuron, threshold: Threshold, steps: int, asked: argparse.Namespace) -> dict[str, Any]:
+    means = torch.randn(steps, asked.elements // steps, device=asked.device)
+    functions: dict[str, Callable[[], Any]] = {
+        "copy": means.clone,
+        "compiled": lambda: compiled_trajectory(neuron, means, threshold, masks=False),
+        "compiled, masks": lambda: compiled_trajectory(neuron, means, threshold, masks=True),
+    }
+    clock = clock_of("wall", asked.device)
+    found = ratios(functions, asked.repeats, clock, unit="copy")
+    slow = {"copy": means.clone, "eager, masks": lambda: trajectory(neuron, means, threshold, masks=True)}
+    found["ratio"] |= ratios(slow, 1, clock, unit="copy")["ratio"]
+    moved = 2 * means.numel() * means.element_size()
+    return {"neuron": str(neuron), "steps": steps, "copy_bytes_per_second": moved / found["copy_seconds"], **found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--neurons", type=int, default=3_000_000)
+    parser.add_argument("--elements", type=int, default=24_000_000)
+    parser.add_argument("--steps", default="1,4,16,32")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
-    cases = [(kind(), steps) for kind in (NEURONS["multi-threshold"], NEURONS["differential"]) for steps in (1, 4, 16)]
-    cases.append((Differential(8, 0.75, pulses=6), 1))
-    found = {
-        "kernel": [kernel(neuron, steps, asked.neurons, asked.repeats) for neuron, steps in cases],
-        "model": [model(recipe, max(asked.repeats // 3, 3)) for recipe in ("ecmt", "balanced")],
-        "environment": versions(torch.device("cpu")),
-    }
-    print(json.dumps(found, indent=1))
+    one, two = THRESHOLDS.items()
+    kinds = NEURONS["multi-threshold"](), NEURONS["differential"]()
+    cases = [(kind, steps, one) for kind in kinds for steps in map(int, asked.steps.split(","))]
+    cases += [(kinds[0], 4, two), (Differential(8, 0.75, pulses=6), 1, one)]
+    found = [
+        {"thresholds": name, **kernel(neuron, threshold, steps, asked)} for neuron, steps, (name, threshold) in cases
+    ]
+    print(json.dumps({"kernel": found, "environment": versions(torch.device(asked.device))}, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.fx
 import torch.utils._pytree as pytree
+from torch._dispatch.python import enable_python_dispatcher
 
 from .errors import CaptureError
 from .ops import attention
@@ -90,7 +91,7 @@ def _split_attention(node: torch.fx.Node) -> None:
     def emit(target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
         new = node.graph.call_function(target, args, kwargs)
         new.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
-        with mode:
+        with mode, enable_python_dispatcher():  # without it `matmul` asks for sizes as numbers, and pins the batch
             new.meta["val"] = target(*pytree.tree_map_only(torch.fx.Node, lambda n: n.meta["val"], args), **kwargs)
         return new
 
@@ -109,11 +110,14 @@ def _split_attention(node: torch.fx.Node) -> None:
 def locate_batch(module: torch.fx.GraphModule, axes: list[int | None]) -> None:
     """Write on every node where its batch is: `batch_axis` for tensors (None: no batch), `batch_scaled` for sizes.
 
-    The axis is the one whose symbolic size contains the batch symbol; a node with two such axes gets -1.
+    The axis is the one whose symbolic size contains the batch symbol; a node with two such axes gets -1. Raises:
+    CaptureError if the batch has become a number.
     """
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     first = next(i for i, axis in enumerate(axes) if axis is not None)
-    symbol = placeholders[first].meta["val"].shape[axes[first]].node.expr
+    symbol = _expression(placeholders[first].meta["val"].shape[axes[first]])
+    if symbol is None or not symbol.free_symbols:
+        raise CaptureError("the batch lost its symbol after torch.export; please report this with the version of torch")
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):

@@ -157,7 +157,9 @@ def _compiled(form: Form) -> Callable[..., None]:
                 marks[0][t].copy_(count.to(torch.uint8))
                 marks[1][t].copy_(torch.where(state != 0, 1.0, 0.0).to(torch.uint8))
 
-    compiled = torch.compile(run, dynamic=True, fullgraph=True)
+    # Values read more than once are kept after so many operations (30 unless told otherwise): a cascade's six firings in
+    # one expression take the compiler minutes, and run no faster.
+    compiled = torch.compile(run, dynamic=True, fullgraph=True, options={"realize_opcount_threshold": 8})
 
     def call(*arguments: Any) -> None:
         with torch._dynamo.config.patch(recompile_limit=64):
