@@ -34,7 +34,8 @@ def network(
     import timm
 
     torch.manual_seed(0)
-    source = timm.create_model(name, **({} if depth is None else {"depth": depth})).eval().to(device)
+    with torch.device(device):
+        source = timm.create_model(name, **({} if depth is None else {"depth": depth})).eval()
     images = torch.randn(batch, *source.default_cfg["input_size"], device=device)
     return source, transpike.convert(source, [images[:4]], "ecmt"), images
 
@@ -69,6 +70,7 @@ def case(
         "eager": lambda: snn.simulate(images, steps, kernel="eager", count=False),
         "eager, counting": lambda: snn.simulate(images, steps, kernel="eager"),
         "bfloat16": lambda: snn.simulate(images, steps, kernel="compiled", count=False, precision="bfloat16"),
+        "bfloat16x3": lambda: snn.simulate(images, steps, kernel="compiled", count=False, precision="bfloat16x3"),
         "streaming": lambda: snn.simulate(images, steps, mode="streaming", count=False),
     }
     if literal:

@@ -2,16 +2,17 @@
 
     python benchmarks/neurons.py [--elements 24000000] [--steps 1,4,16,32] [--repeats 9] [--device cpu]
 
-Time of a neuron over T steps, compiled and eager, as a ratio to copying the tensor of running means it reads, which holds
-`--elements` numbers at every T (elements / T neurons). `compiled` reads and writes what a copy does; with masks it also
-writes who fired and whose membrane is not empty. `copy_bytes_per_second` counts bytes read and
-written. Medians of runs taken in turns within this process. Whole models: models.py.
+Time of a neuron over T steps, compiled and eager, as a ratio to copying the tensor of running means it reads, which
+holds `--elements` numbers at every T (elements / T neurons). `compiled` reads and writes what a copy does; with masks
+it also writes who fired and whose membrane is not empty. `copy_bytes_per_second` counts bytes read and written.
+Medians of runs taken in turns within this process. Whole models: models.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -51,9 +52,10 @@ def main() -> None:
     kinds = NEURONS["multi-threshold"](), NEURONS["differential"]()
     cases = [(kind, steps, one) for kind in kinds for steps in map(int, asked.steps.split(","))]
     cases += [(kinds[0], 4, two), (Differential(8, 0.75, pulses=6), 1, one)]
-    found = [
-        {"thresholds": name, **kernel(neuron, threshold, steps, asked)} for neuron, steps, (name, threshold) in cases
-    ]
+    found = []
+    for neuron, steps, (name, threshold) in cases:
+        found.append({"thresholds": name, **kernel(neuron, threshold, steps, asked)})
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)  # minutes pass between them where much is compiled
     print(json.dumps({"kernel": found, "environment": versions(torch.device(asked.device))}, indent=1))
 
 

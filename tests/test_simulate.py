@@ -295,7 +295,7 @@ def test_bfloat16_is_autocast_and_measured(mode: str) -> None:
     assert found.agreement == (run.outputs[-1].argmax(-1) == plain[-1].argmax(-1)).double().mean()
     snn.precision = "bfloat16"
     assert torch.equal(snn.simulate(x, 3, mode=mode).outputs, run.outputs)
-    with pytest.raises(ConfigError, match="precision must be one of float32, bfloat16, not 'float16'"):
+    with pytest.raises(ConfigError, match="precision must be one of float32, bfloat16, bfloat16x3, not 'float16'"):
         snn.simulate(x, 3, precision="float16")
 
 

@@ -15,7 +15,7 @@ from ._count import Counter, batch_axis, keep_samples
 from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values
 from ._model import SpikingModel
-from ._simulate import Run, autocast, batch_axis_of_output, once, simulate, step
+from ._simulate import Run, batch_axis_of_output, in_precision, once, simulate, step
 from .errors import CalibrationError, ConfigError
 from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
 from .measure.agreement import IGNORED
@@ -60,7 +60,7 @@ def stop_early(model: SpikingModel, inputs: Any, *, steps: int, threshold: float
     for t in range(1, steps + 1):
         if counter is not None:
             counter.step = t - 1
-        with autocast(model, model.precision):
+        with in_precision(model, model.precision):
             output = step(model, crossing, state, t, counter)
         outputs = outputs or [output.new_empty((tally.samples, output.shape[-1]))]
         ended = (margins(output) > threshold).cpu() if t < steps else rows >= 0
@@ -74,7 +74,7 @@ def stop_early(model: SpikingModel, inputs: Any, *, steps: int, threshold: float
             rows = rows[places]
             if counter is not None:
                 counter.keep(places)
-    return Stopped(outputs[0] if model.precision == "float32" else outputs[0].float(), took, tally)
+    return Stopped(outputs[0].float() if model.precision == "bfloat16" else outputs[0], took, tally)
 
 
 def require_scores(model: SpikingModel) -> None:

@@ -11,6 +11,7 @@ import torch.fx
 from torch.fx.node import map_arg
 
 from . import ops
+from ._products import applied
 
 Values = dict[torch.fx.Node, Any]
 
@@ -90,12 +91,12 @@ def run_body(
     after: Callable[[torch.fx.Node, Values], None] | None = None,
 ) -> torch.Tensor:
     """Run the body once. `fire(marker, value)` stands at every site; `after(node, values)` sees each value computed."""
-    values = dict(crossing)
+    values, apply = dict(crossing), applied()
     for node in program.body:
         if ops.is_site(node):
             values[node] = fire(node, values[node.args[0]])  # type: ignore[index]
         else:
-            values[node] = call(node, values)
+            values[node] = apply(node.target, *arguments(node, values))
         if after is not None:
             after(node, values)
         for dead in program.dead_after.get(node, ()):
@@ -105,7 +106,12 @@ def run_body(
 
 
 def call(node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
-    return node.target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
+    args, kwargs = arguments(node, values)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def arguments(node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)  # type: ignore[return-value]
 
 
 def fetch(module: torch.nn.Module, path: str) -> Any:

@@ -32,7 +32,7 @@ class SpikingModel:
     Attributes: plan, recipe, calibration -- the decisions, all printable. source_module -- the module that was
     converted. unfoldable -- why the time-steps cannot be folded into the batch, or "". kernel -- how `simulate` runs
     neurons unless told otherwise: "auto", "compiled" or "eager". max_memory -- bytes that a run may take unless told
-    otherwise; None is half of the memory available. precision -- "float32" or "bfloat16", unless told otherwise.
+    otherwise; None is half of the memory available. precision -- "float32", "bfloat16" or "bfloat16x3".
     approximated -- nodes of nonlinear operators that the recipe approximates. dispatched -- where weights are that
     `dispatch` spread, or None.
     """

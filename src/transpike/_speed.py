@@ -27,9 +27,9 @@ def exit_book(
 
 
 def precision_on(model: SpikingModel, part: Part, *, steps: int, batch_size: int = 16) -> PrecisionCheck:
-    """What bfloat16 changes on the first batch of `part`."""
+    """What the model's precision changes on the first batch of `part`."""
     first = next(inputs_of(part, batch_size, lambda item, error: None))
-    return check_precision(model, first, steps=steps)
+    return check_precision(model, first, steps=steps, precision=model.precision)
 
 
 def stop_on(model: SpikingModel, part: Part, *, steps: int, threshold: float, batch_size: int = 16) -> list[int]:

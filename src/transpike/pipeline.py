@@ -41,11 +41,13 @@ class ModelChoice:
     checkpoint: str | None = None
     pretrained: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def load(self) -> torch.nn.Module:
-        return zoo.load_model(
+        module = zoo.load_model(
             self.spec, checkpoint=self.checkpoint, pretrained=self.pretrained, options=self.options or None
         )[0]
+        return module.to(self.device)
 
     @property
     def random_weights(self) -> bool:
@@ -297,10 +299,11 @@ def ready_saved(
     *,
     count: int = 256,
     every: int | None = None,
+    device: str = "cpu",
 ) -> Ready:
     """A saved network, evaluated on what did not calibrate it. `model` builds the source where only its owner can;
     `calibration`: samples of which some set what is still to be set."""
-    network = load(target, model=None if model is None else model.load())
+    network = load(target, model=None if model is None else model.load()).to(device)
     saved = read_config(Path(target))
     whole = Part(data.open(network.source_module, saved), data.spec)
     part, remark = without_calibration(whole, saved["calibration"])

@@ -40,6 +40,7 @@ def compare(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 16,
     batch_dim: options.BatchDim = 0,
+    device: options.Device = "auto",
     mode: Annotated[str, typer.Option(help="auto, folded or streaming.")] = "auto",
     max_memory: options.MaxMemory = None,
     prices: Annotated[str | None, typer.Option(help="Price table: a built-in name or a .toml file.")] = None,
@@ -69,7 +70,7 @@ def compare(
     table, budget = None if prices is None else load_prices(prices), options.memory(max_memory)
     failures, started = Failures(), time.perf_counter()
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    choice = pipeline.ModelChoice(model, checkpoint, pretrained, options.key_values(option))
+    choice = pipeline.ModelChoice(model, checkpoint, pretrained, options.key_values(option), options.device(device))
     module = choice.load()
     if choice.random_weights:
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")

@@ -34,6 +34,7 @@ def convert(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 16,
     batch_dim: options.BatchDim = 0,
+    device: options.Device = "auto",
     split: options.Split = "train",
     input_size: options.InputSize = None,
     mean: options.Mean = None,
@@ -53,7 +54,7 @@ def convert(
         recipe, set, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
         analog=tuple(analog or ()), allow_unknown=allow_unknown,
     )  # fmt: skip
-    source = ModelChoice(model, checkpoint, pretrained, options.key_values(option))
+    source = ModelChoice(model, checkpoint, pretrained, options.key_values(option), options.device(device))
     module = source.load()
     if source.random_weights:
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")

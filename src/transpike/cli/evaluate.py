@@ -63,6 +63,7 @@ def evaluate(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 16,
     batch_dim: options.BatchDim = 0,
+    device: options.Device = "auto",
     mode: Annotated[str, typer.Option(help="auto, folded or streaming.")] = "auto",
     kernel: Annotated[str, typer.Option(help="How neurons run: auto, compiled or eager.")] = "auto",
     max_memory: options.MaxMemory = None,
@@ -103,6 +104,7 @@ def evaluate(
 
     table, budget = None if prices is None else load_prices(prices), options.memory(max_memory)
     devices = options.devices(device_map, offload_folder)
+    device = options.device(device, spread=devices is not None)
     failures, started, group = Failures(), time.perf_counter(), join()
     _check_early(early_exit, journal, group)
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
@@ -112,13 +114,13 @@ def evaluate(
         other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
     if pipeline.is_saved(target):
         owner = pipeline.ModelChoice(model, options=options.key_values(option)) if model else None
-        ready = pipeline.ready_saved(target, owner, asked, other, count=samples, every=every)
+        ready = pipeline.ready_saved(target, owner, asked, other, count=samples, every=every, device=device)
     else:
         chosen = options.chosen_recipe(
             recipe, set, levels=levels, percentile=percentile, first_layer=first_layer, head=head,
             analog=tuple(analog or ()), allow_unknown=allow_unknown,
         )  # fmt: skip
-        choice = pipeline.ModelChoice(target, checkpoint, pretrained, options.key_values(option))
+        choice = pipeline.ModelChoice(target, checkpoint, pretrained, options.key_values(option), device)
         ready = _fresh(
             choice, chosen, asked, other, count=samples, every=every, batch_size=batch_size, batch_dim=batch_dim,
             on_failure=failures, tuned=options.tuned_on([recipe]), group=group,
@@ -163,7 +165,8 @@ def _measure_precision(ready: Ready, steps: int, document: dict[str, Any]) -> No
     found = _speed.precision_on(ready.network, ready.part, steps=steps)
     document["precision"] |= vars(found)
     remark(
-        f"bfloat16 against float32 on {found.samples} samples: {100 * found.agreement:.2f} % of decisions the same, "
+        f"{ready.network.precision} against float32 on {found.samples} samples: "
+        f"{100 * found.agreement:.2f} % of decisions the same, "
         f"outputs differ by up to {found.largest_difference:.3g} (of {found.largest_output:.3g})"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +47,9 @@ MaxMemory = Annotated[
     str | None,
     typer.Option("--max-memory", help="Simulate in parts that fit, e.g. 4GB; by default half of what is available."),
 ]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...; auto is CUDA where there is one, else cpu.")
+]
 DeviceMap = Annotated[
     str | None,
     typer.Option(
@@ -56,7 +60,10 @@ DeviceMap = Annotated[
 OffloadFolder = Annotated[
     str | None, typer.Option("--offload-folder", help="Folder for weights that --device-map keeps on disk.")
 ]
-Precision = Annotated[str, typer.Option(help="float32, or bfloat16 under autocast (neurons stay in float32).")]
+Precision = Annotated[
+    str,
+    typer.Option(help="float32; bfloat16 (autocast; neurons stay in float32); or bfloat16x3, three products each."),
+]
 BatchDim = Annotated[int, typer.Option(help="Dimension of the inputs that is the batch.")]
 Seed = Annotated[int, typer.Option(help="Seed for drawing samples.")]
 Samples = Annotated[int, typer.Option("--samples", help="Calibration samples at most.")]
@@ -185,6 +192,25 @@ def memory(text: str | None) -> int | None:
         return None if text is None else parse_size(text)
     except ConfigError as error:
         raise ConfigError(f"--max-memory: {error}") from error
+
+
+def device(text: str, *, spread: bool = False) -> str:
+    """The device that --device names. `spread`: whether --device-map places the weights; they start on the CPU then.
+    A process that torchrun or accelerate started takes the GPU of its local rank. Raises: ConfigError."""
+    import torch
+
+    if spread:
+        if text != "auto":
+            raise ConfigError("--device and --device-map both say where weights are; name one of them")
+        return "cpu"
+    cuda = torch.cuda.is_available()
+    if text == "auto":
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if cuda else "cpu"
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"--device {text!r} is not to be had here ({str(error).splitlines()[0][:120]})") from error
+    return text
 
 
 def devices(text: str | None, folder: str | None) -> Any:

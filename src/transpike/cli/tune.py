@@ -54,6 +54,7 @@ def tune(
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 16,
     batch_dim: options.BatchDim = 0,
+    device: options.Device = "auto",
     split: options.Split = "train",
     input_size: options.InputSize = None,
     mean: options.Mean = None,
@@ -81,7 +82,7 @@ def tune(
         recipe, set, first_layer=first_layer, head=head, analog=tuple(analog or ()), allow_unknown=allow_unknown
     )
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    source = pipeline.ModelChoice(model, checkpoint, pretrained, options.key_values(option))
+    source = pipeline.ModelChoice(model, checkpoint, pretrained, options.key_values(option), options.device(device))
     module = source.load()
     if source.random_weights:
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")

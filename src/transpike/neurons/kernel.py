@@ -130,6 +130,15 @@ def _as_compiled(sorts: tuple[str, ...], numbers: torch.Tensor) -> list[Any]:
     return parameters
 
 
+def _options() -> dict[str, Any]:
+    """Values read more than once are kept after so few operations (30 unless told otherwise): a cascade's six firings
+    in one expression take the compiler minutes, and run no faster."""
+    from torch._inductor import config
+
+    name = "realize_opcount_threshold"
+    return {name: 8} if hasattr(config, name) else {}
+
+
 @functools.cache
 def _compiled(form: Form) -> Callable[..., None]:
     """Numbers that differ from site to site are arguments, so that one kernel serves all sites of a network."""
@@ -157,9 +166,7 @@ def _compiled(form: Form) -> Callable[..., None]:
                 marks[0][t].copy_(count.to(torch.uint8))
                 marks[1][t].copy_(torch.where(state != 0, 1.0, 0.0).to(torch.uint8))
 
-    # Values read more than once are kept after so many operations (30 unless told otherwise): a cascade's six firings in
-    # one expression take the compiler minutes, and run no faster.
-    compiled = torch.compile(run, dynamic=True, fullgraph=True, options={"realize_opcount_threshold": 8})
+    compiled = torch.compile(run, dynamic=True, fullgraph=True, options=_options())
 
     def call(*arguments: Any) -> None:
         with torch._dynamo.config.patch(recompile_limit=64):
