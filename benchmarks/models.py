@@ -90,22 +90,22 @@ def main() -> None:
     parser.add_argument("--models", default="deit_tiny_patch16_224,vit_small_patch16_224,vit_base_patch16_224")
     parser.add_argument("--depth", type=int, help="blocks, fewer than the model has: ratios change little, time does")
     parser.add_argument(
-        "--literal-steps", default="4", help="numbers of steps at which the step-by-step network runs too"
+        "--literal-steps", default="4", help="numbers of steps at which the step-by-step network runs too; 0 for none"
     )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help='columns beside "source", with ; between them')
     asked = parser.parse_args()
+    literal = set(map(int, asked.literal_steps.split(","))) - {0}
     clock = clock_of(asked.clock, asked.device)
     load, found = os.getloadavg(), []
     for name in asked.models.split(","):
         parts = network(name, asked.depth, asked.batch, asked.device)
-        difference = same(*parts) if asked.literal_steps else None
+        difference = same(*parts) if literal else None
         for threads in map(int, asked.threads.split(",")):
             torch.set_num_threads(threads)
             for steps in map(int, asked.steps.split(",")):
-                literal = str(steps) in asked.literal_steps.split(",")
-                row = case(parts, steps, asked.repeats, clock, literal=literal, only=asked.only)
+                row = case(parts, steps, asked.repeats, clock, literal=steps in literal, only=asked.only)
                 found.append({"model": name, "step_by_step_difference": difference, **row})
     keys = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     about = {

@@ -174,7 +174,7 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
     if not leaves:
         raise DataError("the example holds no tensor")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    leaves = tuple(_cast(leaf, dtype) for leaf in leaves)
+    leaves = tuple(_cast(leaf, dtype).to(_device(model)) for leaf in leaves)
     if leaves[0].dim() <= batch_dim:
         raise DataError(
             f"the first input has shape {tuple(leaves[0].shape)}, which has no dimension {batch_dim} for the batch"
@@ -200,6 +200,12 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
         for name, leaf, axis in zip(names, leaves, axes, strict=True)
     )
     return Captured(graph, specs, structure, free, batch, batch_dim)
+
+
+def _device(model: torch.nn.Module) -> torch.device | None:
+    """Where the model reads its inputs; None where that cannot be told: no weights, or weights kept elsewhere."""
+    found = next((parameter.device for parameter in model.parameters()), None)
+    return None if found is None or found.type == "meta" else found
 
 
 def _cast(leaf: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -155,9 +155,9 @@ def unfoldable(captured: Captured, marked: torch.fx.GraphModule, example: Any) -
     if any(node.meta.get("batch_axis") == -1 for node in marked.graph.nodes):
         return "a tensor has its batch in two dimensions"
     device = next((p.device for p in marked.parameters()), torch.device("cpu"))
-    leaves = captured.flatten(example)
+    leaves = tuple(leaf.to(device) for leaf in captured.flatten(example))
     one = tuple(
-        leaf if s.batch_axis is None else leaf.narrow(s.batch_axis, 0, 1).to(device)
+        leaf if s.batch_axis is None else leaf.narrow(s.batch_axis, 0, 1)
         for s, leaf in zip(captured.inputs, leaves, strict=True)
     )
     other = tuple(

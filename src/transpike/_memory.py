@@ -8,6 +8,7 @@ against measured peaks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -103,7 +104,15 @@ def _shown(size: float) -> str:
 
 
 def need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple[int, int]:
-    """Bytes whatever the batch, and bytes per sample, of a run of `steps` steps."""
+    """Bytes whatever the batch, and bytes per sample, of a run of `steps` steps. The model remembers them: going through
+    its graph takes as long as a small batch."""
+    asked = (steps, folded, count)
+    if asked not in model.needs:
+        model.needs[asked] = _need(model, steps=steps, folded=folded, count=count)
+    return model.needs[asked]
+
+
+def _need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple[int, int]:
     remembered = count and model.recipe.product_terms == 2  # who had spoken before the step
     masks = (2 + remembered) * count
     chunk = CHUNK if folded and model.device.type == "cpu" else None
@@ -219,11 +228,13 @@ def _tensors(value: Any) -> Iterable[torch.Tensor]:
 def _numel(shape: Iterable[Any], batch: int) -> int:
     total = 1
     for size in shape:
-        if isinstance(size, torch.SymInt):
-            expression = size.node.expr
-            size = int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
-        total *= size
+        total *= _size(size.node.expr, batch) if isinstance(size, torch.SymInt) else size
     return total
+
+
+@functools.lru_cache(maxsize=4096)
+def _size(expression: Any, batch: int) -> int:
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
 def pieces(leaves: tuple[torch.Tensor, ...], axes: Iterable[int | None], size: int) -> list[tuple[torch.Tensor, ...]]:

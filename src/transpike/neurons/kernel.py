@@ -94,8 +94,7 @@ def compiled_trajectory(
     run = _compiled(Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), steps, masks, framed))
     out = torch.empty(flat.shape, dtype=dtype or computed, device=flat.device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(2 * masks)]
-    numbers = torch.tensor([number or 0.0 for number in parameters], dtype=computed, device=flat.device)
-    run(list(flat), numbers, beside, list(out), *(list(mark) for mark in marks))
+    run(list(flat), _numbers(parameters, computed, flat.device), beside, list(out), *(list(mark) for mark in marks))
     if not masks:
         return out.view(shape), None, None
     fired, spoken = (mark.view(shape) for mark in marks)
@@ -111,6 +110,12 @@ def _by_row(frame: Frame, mean_in: torch.Tensor) -> Frame | None:
     if any(part.dim() > len(row) and part.shape[0] != 1 for part in frame.tensors().values()):
         return None
     return Frame(**{name: part.broadcast_to((1, *row)).reshape(-1) for name, part in frame.tensors().items()})
+
+
+@functools.lru_cache(maxsize=4096)
+def _numbers(parameters: tuple[float | None, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a GPU a copy from the host for every site and run would cost more than a small site itself."""
+    return torch.tensor([number or 0.0 for number in parameters], dtype=dtype, device=device)
 
 
 def _sorts(parameters: tuple[float | None, ...]) -> tuple[str, ...]:

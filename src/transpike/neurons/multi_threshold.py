@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -97,6 +98,7 @@ def signed_amplitudes(threshold: Threshold, exponents: range) -> tuple[float, ..
     return tuple(sign * theta * 2.0**k for sign, theta in pairs for k in exponents if theta != 0)
 
 
+@functools.lru_cache(maxsize=4096)
 def inverse(theta: float, dtype: torch.dtype) -> float:
     """1 / theta in a dtype, rounded up, so that what is a tie of levels, 1.5 theta 2^k, stays one; 0 for no levels."""
     if theta == 0:
