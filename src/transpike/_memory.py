@@ -104,8 +104,8 @@ def _shown(size: float) -> str:
 
 
 def need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple[int, int]:
-    """Bytes whatever the batch, and bytes per sample, of a run of `steps` steps. The model remembers them: going through
-    its graph takes as long as a small batch."""
+    """Bytes whatever the batch, and bytes per sample, of a run of `steps` steps. The model remembers them:
+    going through its graph takes as long as a small batch."""
     asked = (steps, folded, count)
     if asked not in model.needs:
         model.needs[asked] = _need(model, steps=steps, folded=folded, count=count)
