@@ -59,6 +59,23 @@ class Held(TorchDispatchMode):
         self.now -= self.sizes.pop(address, 0)
 
 
+def test_a_model_remembers_what_a_run_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going through the graph takes as long as a small batch."""
+    from transpike import _memory
+
+    asked: list[int] = []
+    peak = _memory.peak
+    monkeypatch.setattr(_memory, "peak", lambda *args, **how: asked.append(args[2]) or peak(*args, **how))
+    torch.manual_seed(0)
+    x = randn(2, 20, 6)
+    snn = transpike.convert(Block().double().eval(), [x], "ecmt")
+    for steps in (2, 2, 3, 2):
+        snn.simulate(x, steps)
+    assert asked == [2, 2, 3, 3]  # with one sample and with many
+    snn.to(torch.float32).simulate(x, 2)
+    assert len(asked) == 6, "other weights, other needs"
+
+
 @pytest.mark.parametrize("recipe", ["ecmt", "balanced"])
 @pytest.mark.parametrize("mode", ["folded", "streaming"])
 @pytest.mark.parametrize("count", [True, False], ids=["counting", "not counting"])

@@ -299,6 +299,17 @@ def test_bfloat16_is_autocast_and_measured(mode: str) -> None:
         snn.simulate(x, 3, precision="float16")
 
 
+def test_a_cast_network_takes_inputs_of_any_float() -> None:
+    torch.manual_seed(4)
+    x = randn(6, 4, 6)
+    snn = transpike.convert(Block().double().eval(), [x])
+    wide = snn.simulate(x, 3).outputs
+    narrow = snn.to(torch.float32).simulate(x, 3).outputs
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), wide, rtol=1e-3, atol=1e-3)
+    assert torch.equal(snn.simulate(x.float(), 3).outputs, narrow)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,12 @@ class Captured:
     free_batch: bool
     batch_size: int
     batch_dim: int = 0
+
+    def cast(self, module: torch.nn.Module) -> Captured:
+        """With floating inputs in the dtype of the module's weights."""
+        dtype = _dtype(module)
+        cast = (replace(spec, dtype=dtype) if spec.dtype.is_floating_point else spec for spec in self.inputs)
+        return replace(self, inputs=tuple(cast))
 
     def flatten(self, inputs: Any) -> tuple[torch.Tensor, ...]:
         """The tensors of a call, checked against what was captured; floating ones are cast to the model's dtype.
@@ -173,8 +179,7 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
     leaves, structure = _leaves(example)
     if not leaves:
         raise DataError("the example holds no tensor")
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    leaves = tuple(_cast(leaf, dtype).to(_device(model)) for leaf in leaves)
+    leaves = tuple(_cast(leaf, _dtype(model)).to(_device(model)) for leaf in leaves)
     if leaves[0].dim() <= batch_dim:
         raise DataError(
             f"the first input has shape {tuple(leaves[0].shape)}, which has no dimension {batch_dim} for the batch"
@@ -200,6 +205,10 @@ def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Capt
         for name, leaf, axis in zip(names, leaves, axes, strict=True)
     )
     return Captured(graph, specs, structure, free, batch, batch_dim)
+
+
+def _dtype(model: torch.nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
 def _device(model: torch.nn.Module) -> torch.device | None:

@@ -103,6 +103,7 @@ class SpikingModel:
             self.dispatched = None
         self.program.module.to(*args, **kwargs)
         self.source_module.to(*args, **kwargs)
+        self.captured = self.captured.cast(self.program.module)
         self.place_neurons()
         return self
 
