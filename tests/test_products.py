@@ -65,6 +65,31 @@ def test_float64_stays_as_it_is() -> None:
         assert torch.equal(products.applied()(aten.mm.default, (a, b), {}), a @ b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shapes", [((5, 7, 16), (5, 16, 9)), ((2, 3, 197, 64), (2, 3, 64, 197)), ((3, 4), (4, 5))])
+def test_a_scaled_product_is_the_product_scaled(shapes: tuple, dtype: torch.dtype) -> None:
+    a, b = randn(*shapes[0]).to(dtype), randn(*shapes[1], seed=1).to(dtype)
+    assert torch.equal(products.scaled(a, b, 0.125), torch.matmul(a, b) * 0.125)
+    turned = b.mT.contiguous().mT
+    assert torch.equal(products.scaled(a, turned, 4.0), torch.matmul(a, turned) * 4.0)
+
+
+@pytest.mark.parametrize(("width", "found"), [(64, 2), (96, 0)])
+def test_scales_of_attention_go_into_its_products(width: int, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of 16 have a scale of 1/4; heads of 24 none that leaves the bits alone."""
+    torch.manual_seed(0)
+    options = {"img_size": 32, "depth": 2, "num_classes": 10, "embed_dim": width, "num_heads": 4}
+    source = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    x = randn(8, 3, 32, 32)
+    snn = transpike.convert(source, [x], "ecmt")
+    assert len(snn.program.scaled) == found
+    taken, scaled = [], products.scaled
+    monkeypatch.setattr(products, "scaled", lambda *args: taken.append(args[2]) or scaled(*args))
+    fast = snn.simulate(x, 3, count=False).outputs
+    assert taken == [0.25] * found
+    assert torch.equal(fast, snn.simulate(x, 3).outputs), "counting keeps every node as it is"
+
+
 @pytest.mark.parametrize("mode", ["folded", "streaming"])
 def test_a_network_is_nearer_to_float32_than_in_bfloat16(mode: str) -> None:
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 import torch.fx
 from torch.fx.node import map_arg
 
+from . import _products as products
 from . import ops
-from ._products import applied
 
+aten = torch.ops.aten
 Values = dict[torch.fx.Node, Any]
 
 
@@ -22,7 +24,8 @@ class Program:
 
     prefix -- nodes that no neuron precedes: their values do not change with the step. body -- the rest, with late nodes
     (`meta["late"]`: weights fetched for the node that follows) where their reader is. crossing -- prefix nodes that the
-    body reads. dead_after -- values nobody reads after a node.
+    body reads. dead_after -- values nobody reads after a node. scaled -- by the node that multiplies a product by a
+    power of two, the product, if nobody else reads it.
     """
 
     module: torch.fx.GraphModule
@@ -31,6 +34,7 @@ class Program:
     crossing: tuple[torch.fx.Node, ...]
     dead_after: Mapping[torch.fx.Node, tuple[torch.fx.Node, ...]]
     output: torch.fx.Node
+    scaled: Mapping[torch.fx.Node, torch.fx.Node]
 
 
 def cut(module: torch.fx.GraphModule) -> Program:
@@ -53,7 +57,18 @@ def cut(module: torch.fx.GraphModule) -> Program:
     crossing = tuple(node for node in prefix if node in read)
     kept = {*crossing, *output.all_input_nodes}
     dead = {**_dead_after(prefix, kept), **_dead_after(body, kept)}
-    return Program(module, prefix, tuple(body), crossing, dead, output)
+    return Program(module, prefix, tuple(body), crossing, dead, output, _scaled(body))
+
+
+def _scaled(nodes: Sequence[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
+    found, known = {}, set(nodes)
+    for node in nodes:
+        if node.target is aten.mul.Tensor and isinstance(node.args[0], torch.fx.Node):
+            product, factor = node.args[:2]
+            alone = product.target is aten.matmul.default and len(product.users) == 1 and product in known
+            if alone and isinstance(factor, float) and math.frexp(factor)[0] == 0.5:
+                found[node] = product
+    return found
 
 
 def _dead_after(nodes: Sequence[torch.fx.Node], kept: set[torch.fx.Node]) -> dict[torch.fx.Node, tuple]:
@@ -91,10 +106,16 @@ def run_body(
     after: Callable[[torch.fx.Node, Values], None] | None = None,
 ) -> torch.Tensor:
     """Run the body once. `fire(marker, value)` stands at every site; `after(node, values)` sees each value computed."""
-    values, apply = dict(crossing), applied()
+    values, apply = dict(crossing), products.applied()
+    scaled = program.scaled if after is None and apply is products.as_it_is else {}
+    deferred = set(scaled.values())
     for node in program.body:
         if ops.is_site(node):
             values[node] = fire(node, values[node.args[0]])  # type: ignore[index]
+        elif node in deferred:
+            values[node] = arguments(node, values)[0]
+        elif node in scaled:
+            values[node] = products.scaled(*values[scaled[node]], node.args[1])  # type: ignore[arg-type]
         else:
             values[node] = apply(node.target, *arguments(node, values))
         if after is not None:

@@ -1,4 +1,4 @@
-"""Matrix products of float32 tensors as three products of bfloat16 ones, added up in float32.
+"""Other ways to a matrix product: float32 tensors as three bfloat16 ones added up in float32, and with a scale.
 
 With x = h + l, h = bfloat16(x), l = bfloat16(x - h):   x w  ~  h_x h_w + l_x h_w + h_x l_w
 
@@ -35,7 +35,7 @@ def three_products() -> Iterator[None]:
 
 def applied() -> Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]:
     """How an operator of a graph is called now: f(target, args, kwargs)."""
-    return _in_three if _active.get() else _as_it_is
+    return _in_three if _active.get() else as_it_is
 
 
 def in_thirds(x: Tensor, order: str) -> Tensor:
@@ -89,7 +89,17 @@ PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {
 }
 
 
-def _as_it_is(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def scaled(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """`matmul(a, b) * factor` for a power of two: the same bits, in one pass less over the result."""
+    outer = a.shape[:-2]
+    if a.dtype != b.dtype or a.dim() < 3 or b.shape[:-2] != outer or torch.is_autocast_enabled(a.device.type):
+        return torch.matmul(a, b) * factor
+    out = a.new_empty(outer.numel(), a.shape[-2], b.shape[-1])
+    a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out).view(*outer, *out.shape[-2:])
+
+
+def as_it_is(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return target(*args, **kwargs)
 
 
