@@ -1,6 +1,7 @@
 """Which divergence `balanced` should allow by default: calibration samples alone, one half held out; prints one JSON.
 
-    cd examples && python ../benchmarks/divergence.py S OUT [--settings cutoff=0.75,cutoff=0.5] > divergence.json
+    cd examples && python ../benchmarks/divergence.py S OUT > divergence.json
+    cd examples && python ../benchmarks/divergence.py S OUT --settings cutoff=0.5,correction=bias --divergences 0.001
     python benchmarks/divergence.py --table divergence.json
 
 S and OUT as in docs/results.md. Of the samples that calibrate there, every second converts and the others judge, then
@@ -109,14 +110,14 @@ class Judged:
         }
 
 
-def judged(case: Case, settings: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def judged(case: Case, divergences: list[float], settings: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     module = pipeline.ModelChoice(case.spec, case.checkpoint).load()
     few = pipeline.parts(module, case.data, case.calibration, count=256, every=case.every)[0].samples
     samples = torch.stack([few.fetch(index)[0] for index in range(len(few))])
     halves = samples[::2], samples[1::2]
     asked = {
         (divergence, json.dumps(setting)): balanced(divergence=divergence, **setting)
-        for divergence in DIVERGENCES
+        for divergence in divergences
         for setting in settings
     }
     found = {key: Judged() for key in asked}
@@ -135,7 +136,9 @@ def judged(case: Case, settings: list[dict[str, Any]]) -> Iterator[dict[str, Any
 
 def choice(rows: list[dict[str, Any]]) -> float | None:
     """The rule above, on the rows of one setting."""
-    by_asked = {asked: [row["agreement"] for row in rows if row["asked"] == asked] for asked in DIVERGENCES}
+    by_asked: dict[float, list[float]] = {}
+    for row in rows:
+        by_asked.setdefault(row["asked"], []).append(row["agreement"])
     passing = [asked for asked, found in by_asked.items() if sum(found) / len(found) >= MEAN and min(found) >= EACH]
     return max(passing, default=None)
 
@@ -158,6 +161,7 @@ def main() -> None:
     parser.add_argument(
         "--settings", default="", help="of the recipe, e.g. cutoff=0.75,cutoff=0.5; the default's if none"
     )
+    parser.add_argument("--divergences", default=",".join(map(str, DIVERGENCES)))
     parser.add_argument("--models", help="names, comma-separated; all four if none")
     parser.add_argument("--table", metavar="FILE", help="show what was measured as a table")
     asked = parser.parse_args()
@@ -169,7 +173,8 @@ def main() -> None:
     ]
     settings = settings or [{}]
     wanted = [c for c in cases(asked.shared, asked.out) if asked.models is None or c.name in asked.models.split(",")]
-    rows = [row for case in wanted for row in judged(case, settings)]
+    divergences = [float(text) for text in asked.divergences.split(",")]
+    rows = [row for case in wanted for row in judged(case, divergences, settings)]
     chosen = {json.dumps(s): choice([row for row in rows if row["setting"] == s]) for s in settings}
     print(json.dumps({"rows": rows, "chosen": chosen, "environment": versions(torch.device("cpu"))}, indent=1))
 
