@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from transpike.recipes import balanced
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("spikingjelly_*.json"))
+DIVERGENCES = sorted((ROOT / "benchmarks" / "results").glob("divergence_*.json"))
 ABLATIONS = sorted((ROOT / "benchmarks" / "results").glob("ablation_*.json"))
 
 
@@ -50,6 +53,33 @@ def test_documents_show_what_the_results_hold(common: Any, path: Path) -> None:
     numbers = [row for row in rows if row.startswith(("| SpikingJelly", "| transpike"))]
     assert len(numbers) > 20
     assert set(numbers) <= set(shown)
+
+
+@pytest.fixture
+def divergence(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("divergence")
+
+
+def test_the_default_divergence_is_what_the_rule_chooses(divergence: Any) -> None:
+    result = json.loads(DIVERGENCES[-1].read_text("utf-8"))
+    rows = [row for row in result["rows"] if not row["setting"]]
+    assert {row["model"] for row in rows} == {case.name for case in divergence.cases("S", "OUT")}
+    assert divergence.choice(rows) == balanced().range.divergence == result["chosen"]["{}"]
+    shown = (ROOT / "docs" / "balanced.md").read_text("utf-8").splitlines()
+    assert set(divergence.table(result).splitlines()) <= set(shown)
+
+
+def test_expected_agreement_is_that_of_noise_apart_from_margins(divergence: Any) -> None:
+    """Leads and changes drawn apart: counting 20,000 of them says the same."""
+    torch.manual_seed(0)
+    lead, change = torch.rand(20_000).double(), 0.2 * torch.randn(20_000).double()
+    same = (lead + change > 0).double()
+    none = [torch.zeros(1).double()]
+    judged = divergence.Judged([same], [lead], [change], none, none, 1.0, 1)
+    found = judged.summary()
+    assert 0.9 < found["agreement"] < 0.95
+    assert found["expected"] == pytest.approx(found["agreement"], abs=0.005)
 
 
 @pytest.mark.shared

@@ -133,18 +133,46 @@ def test_a_clipped_teacher_is_the_activation_without_levels(model: Deep, batches
 
 @pytest.mark.parametrize("name", ["ecmt", "differential", "cascade", "few-spikes", "balanced"])
 def test_recipes_that_say_several_levels_take_a_correction(model: Deep, batches: list[Tensor], name: str) -> None:
-    """With few levels the means of the sites are off; corrected they are those of the source."""
+    """With few levels the means of the sites are off; corrected they are those of the source. Neurons with thresholds
+    of their own count by 1 / threshold^2."""
     options, x = {"divergence": 0.1} if name == "balanced" else {"levels": 2}, batches[1]
     recipes = [replace(recipe_named(name, correction=how, **options), steps=1) for how in ("none", "bias")]
     plain, corrected = (transpike.convert(model, [x], recipe) for recipe in recipes)
     assert corrected.recipe.correction == "bias" and corrected.thresholds == plain.thresholds
     source = sites(plain, x, source=True)
+    uncorrected = sites(plain, x)
     for site, (_, out) in sites(corrected, x).items():
-        axis = [0, 2, 3] if out.dim() == 4 else [0]
+        axis, scale = [0, 2, 3] if out.dim() == 4 else [0], corrected.calibration.frames[site].scale
+        weights = torch.ones_like(out) if scale is None else (1 / scale.square()).expand_as(out)
         gap, before = (
-            (found.mean(axis) - source[site][0].mean(axis)).abs().max() for found in (out, sites(plain, x)[site][1])
+            (((found - source[site][0]) * weights).sum(axis) / weights.sum(axis)).abs().max()
+            for found in (out, uncorrected[site][1])
         )
         assert gap < 1e-6 < before
+
+
+def test_what_nothing_reads_does_not_decide_a_correction() -> None:
+    """Of five tokens the head reads the first; the others are silent, so a mean over all would be theirs."""
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.two(self.one(x).relu())[:, 0].relu())
+
+    torch.manual_seed(0)
+    source, x = First().eval(), torch.randn(64, 5, 4)
+    plain, corrected = (
+        transpike.convert(source, [x], recipe_named("balanced", divergence=0.05, correction=how))
+        for how in ("none", "bias")
+    )
+    site = next(site.name for site in plain.plan.sites if site.name.startswith("two"))
+    off = [
+        (sites(snn, x)[site][1] - sites(snn, x, source=True)[site][0])[:, 0].mean(0).abs() for snn in (plain, corrected)
+    ]
+    assert off[1].max() < 0.02 * off[0].max()
 
 
 def test_compare_corrects_each_recipe_as_it_asks(model: Deep, batches: list[Tensor]) -> None:

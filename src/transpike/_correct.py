@@ -103,7 +103,7 @@ class Pairing:
                 threshold = self.model.thresholds[site]
                 value = value.clamp(-max(threshold.negative, 0.0), max(threshold.positive, 0.0))
             if site in self.axes:
-                taught[site] = channel_means(value, self.axes[site])
+                taught[site] = self._means(site, value, self.axes[site])
             return value
 
         run_body(self.model.program, crossing, note)
@@ -117,12 +117,12 @@ class Pairing:
             neuron, threshold = plain(self.model.neurons[site]), self.model.thresholds[site]
             axis = self.axes.get(site) if t == self.steps else None
             if axis is not None and self.how == "distribution":
-                self._learn(site, "offset", taught[site] - channel_means(value, axis), share)
+                self._learn(site, "offset", taught[site] - self._means(site, value, axis), share)
             frame = self.frames.get(site, Frame())
             state[site], mean, _ = fire_once(neuron, state.get(site), t, frame.enter(value), threshold, count=False)
             if axis is None:
                 return frame.leave(mean)
-            gap = taught[site] - channel_means(frame.leave(mean), axis)
+            gap = taught[site] - self._means(site, frame.leave(mean), axis)
             if self.how == "bias":
                 self._learn(site, "shift", gap if frame.shift is None else frame.shift + gap, share)
             else:
@@ -131,6 +131,10 @@ class Pairing:
 
         for t in range(1, self.steps + 1):
             run_body(self.model.program, crossing, partial(fire, t))
+
+    def _means(self, site: str, value: torch.Tensor, axis: int) -> torch.Tensor:
+        scale = self.frames.get(site, Frame()).scale
+        return channel_means(value, axis, None if scale is None else scale.to(value.device) ** -2)
 
     def _learn(self, site: str, part: str, seen: torch.Tensor, share: float) -> None:
         """One of a frame's tensors becomes the mean over all batches, of which the last has this share."""
@@ -147,7 +151,11 @@ def channel_axis(site: Site) -> int | None:
     return None if axis == site.batch_axis else axis
 
 
-def channel_means(value: torch.Tensor, axis: int) -> torch.Tensor:
-    """Means over all axes but one, which stay as axes of size 1; float32 at least."""
+def channel_means(value: torch.Tensor, axis: int, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Means over all axes but one, which stay as axes of size 1; float32 at least. `weights` broadcast to the value."""
     others = [i for i in range(value.dim()) if i != axis]
-    return value.to(torch.promote_types(value.dtype, torch.float32)).mean(others, keepdim=True)
+    value = value.to(torch.promote_types(value.dtype, torch.float32))
+    if weights is None:
+        return value.mean(others, keepdim=True)
+    weights = weights.to(value.dtype).expand(value.shape)
+    return (value * weights).sum(others, keepdim=True) / weights.sum(others, keepdim=True)

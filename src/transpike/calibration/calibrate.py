@@ -18,9 +18,9 @@ from ..neurons import Frame, Neuron, framed, frames_to
 from ..observers import Balanced
 from ..recipes import Recipe
 from ..types import Site, Threshold
-from .allocate import allocate, candidates
+from .allocate import Candidates, allocate, candidates
 from .fine import refine
-from .grain import frame_of, show
+from .grain import Grain, frame_of, show
 from .observe import Observed, Progress, granularities, observe, together
 from .range import Range, range_of, watcher
 from .sequential import sequential
@@ -148,9 +148,7 @@ def _balanced(recipe: Recipe, sites: list[Site], seen: Observed) -> Calibration:
     if not heard:
         raise CalibrationError("the prediction depends on no site, so thresholds cannot be balanced; use another rule")
     grains = {s.name: seen.grains[recipe.choice(s).range.granularity, s.name] for s in heard}  # type: ignore[union-attr]
-    options = {
-        s.name: candidates(recipe.neuron_for(s), seen.histograms[s.name].peak, grains[s.name], recipe) for s in heard
-    }
+    options = {s.name: _choices(recipe, s, grains[s.name], seen) for s in heard}
     picks = allocate(recipe.range, options, seen.sensitivities, seen.samples)  # type: ignore[arg-type]
     return Calibration(
         {name: options[name].thresholds[j] for name, j in picks.items()},
@@ -158,6 +156,15 @@ def _balanced(recipe: Recipe, sites: list[Site], seen: Observed) -> Calibration:
         {name: options[name].levels[j] for name, j in picks.items()},
         {name: frame for name, grain in grains.items() if (frame := frame_of(grain)) is not None},
     )
+
+
+def _choices(recipe: Recipe, site: Site, grain: Grain, seen: Observed) -> Candidates:
+    """The site's candidates, from `seen` where they are known."""
+    neuron, granularity = recipe.neuron_for(site), recipe.choice(site).range.granularity  # type: ignore[union-attr]
+    key = (site.name, neuron, granularity, recipe.threshold_bits, recipe.steps)
+    if key not in seen.choices:
+        seen.choices[key] = candidates(neuron, seen.histograms[site.name].peak, grain, recipe)
+    return seen.choices[key]
 
 
 def given(plan: Plan, thresholds: Mapping[str, Any] | Calibration) -> Calibration:

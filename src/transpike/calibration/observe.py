@@ -30,13 +30,15 @@ Seen = tuple[tuple[torch.Tensor, ...], int]  # a batch's inputs, and how many sa
 @dataclass(frozen=True)
 class Observed:
     """What every site saw of `samples` samples; and, where that was asked for, how sensitive the prediction is to it,
-    what groups of its neurons saw, by (granularity, site), and the samples: enough for any recipe with these sites."""
+    what groups of its neurons saw, by (granularity, site), and the samples: enough for any recipe with these sites.
+    choices -- candidates that were run once, by what they depend on: no budget and no other recipe needs them again."""
 
     histograms: Mapping[str, Histogram]
     samples: int
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     grains: Mapping[tuple[str, str], Grain] = field(default_factory=dict)
     batches: Sequence[Seen] = ()
+    choices: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def observe(
