@@ -352,6 +352,7 @@ def test_the_closest_outputs_for_an_energy() -> None:
         ({"settings": True}, "settings must be"),
         ({"by": "layer"}, "by site or role"),
         ({"recipe": "ecmd"}, "did you mean ecmt"),
+        ({"recipe": "balanced"}, "no site to tune; choose its divergence or energy"),
     ],
 )
 def test_misuse(change: dict[str, Any], said: str) -> None:
