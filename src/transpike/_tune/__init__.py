@@ -104,7 +104,7 @@ def tune(
     space = Space(recipe, units_of(sited.plan.sites, by))
     records = Journal(journal)
     seen = observe(sited.captured, sited.graph, sited.plan, [recipe], ranges, max_samples=None)
-    judge = Judge(sited, seen, judging, recipe, records)
+    judge = Judge(sited, seen, judging, recipe, records, settings * asked[-1])
     search = Search(space, judge, target, asked, settings, progress)
     with contextlib.suppress(Spent):
         search.everywhere()
