@@ -78,7 +78,7 @@ def choice_table(tuned: Tuned) -> Table:
         named.setdefault(str(choice), []).append(unit.name)
     ordered = sorted(named.items(), key=lambda item: -len(item[1]))
     rows = tuple((setting, str(len(names)), _some(names)) for setting, names in ordered)
-    return Table(f"Chosen: T = {tuned.steps}", ("setting", "of them", "sites"), rows)
+    return Table(f"Chosen: T = {tuned.steps}", ("setting", "how many", "sites"), rows)
 
 
 def _some(names: Sequence[str]) -> str:
