@@ -24,8 +24,9 @@ from transpike._tune.space import Space, units_of
 from transpike.calibration import observe
 from transpike.cli import main
 from transpike.errors import ConfigError
+from transpike.neurons.kernel import WORTH_COMPILING, refusal
 from transpike.observers import Histogram, Percentile
-from transpike.report.tuning import front_table, sensitivity_table, tuning_document
+from transpike.report.tuning import choice_table, front_table, sensitivity_table, tuning_document
 from transpike.zoo.digits import load_digits, load_model
 
 OPTIONS: dict[str, Any] = {"max_drop": 10.0, "steps": (2, 1), "by": "role", "few": 16, "settings": 22}
@@ -281,10 +282,21 @@ def test_tables_and_document(tuned: Tuned) -> None:
     assert marks.count("chosen") == marks.count("untuned") == 1
     energies = [float(row[6]) for row in front_table(tuned).rows]
     assert energies == sorted(energies)
+    chosen = {name: row[0] for row in choice_table(tuned).rows for name in row[2].split(", ")}
+    assert chosen == {u.name: str(c) for u, c in zip(tuned.space.units, tuned.setting, strict=True)}
     document = tuning_document(tuned)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document["chosen"]["energy"] == tuned.found.energy[tuned.steps - 1]
     assert len(document["sensitivity"]["effects"]) == len(tuned.effects)
+
+
+def test_the_choice_names_a_few_sites_and_counts_the_rest(tuned: Tuned) -> None:
+    space = Space(RECIPES["ecmt"](), units_of([site(f"layer{i}.fc:input") for i in range(9)], "site"))
+    setting = (Choice(levels=2), *(Choice(),) * 8)
+    table = choice_table(replace(tuned, space=space, setting=setting, steps=3))
+    assert table.title == "Chosen: T = 3"
+    named = ", ".join(f"layer{i}.fc:input" for i in range(1, 7))
+    assert table.rows == (("as it is", "8", f"{named} and 2 more"), ("levels +2", "1", "layer0.fc:input"))
 
 
 def test_stopped_and_resumed_is_as_undisturbed(tuned: Tuned, tmp_path: Path) -> None:
@@ -332,6 +344,18 @@ def test_a_journal_of_other_samples_or_weights_is_not_used(tmp_path: Path) -> No
     assert other.run == 1
 
 
+@pytest.mark.skipif(bool(refusal(torch.device("cpu"))), reason="kernels cannot be compiled here")
+def test_many_passes_are_worth_compiling_and_measure_the_same() -> None:
+    model, recipe, image = load_model(), RECIPES["cascade"](), images(0, 16)
+    sited = place_sites(model, transpike.capture(model, image[0]), recipe, image[0])
+    seen = observe(sited.captured, sited.graph, sited.plan, [recipe], image)
+    neurons = sum(one.neurons for one in sited.plan.sites)
+    passes = -(-WORTH_COMPILING // (16 * neurons))
+    few, many = (Judge(sited, seen, image, recipe, Journal(), count) for count in (passes - 1, passes))
+    assert (few.kernel, many.kernel) == ("eager (too little work to compile)", "compiled")
+    assert few(recipe, steps=2) == many(recipe, steps=2)
+
+
 def test_the_closest_outputs_for_an_energy() -> None:
     most = 0.2
     found = tuned_with(max_drop=None, max_energy=most, recipe="differential", settings=20)
@@ -352,6 +376,7 @@ def test_the_closest_outputs_for_an_energy() -> None:
         ({"settings": True}, "settings must be"),
         ({"by": "layer"}, "by site or role"),
         ({"recipe": "ecmd"}, "did you mean ecmt"),
+        ({"recipe": "balanced"}, "no site to tune; choose its divergence or energy"),
     ],
 )
 def test_misuse(change: dict[str, Any], said: str) -> None:

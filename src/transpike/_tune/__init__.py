@@ -17,6 +17,7 @@ from .._capture import capture
 from .._convert import check_inputs, peek, place_sites
 from ..calibration import observe
 from ..errors import ConfigError
+from ..observers import Balanced
 from ..recipes import Recipe, recipe_named
 from .journal import Journal
 from .judge import Judge, Progress, Trajectory
@@ -91,6 +92,11 @@ def tune(
     recipe = recipe_named(recipe) if isinstance(recipe, str) else recipe
     if recipe.correction != "none":
         raise ConfigError("settings are judged without a correction; tune with correction 'none'")
+    if isinstance(recipe.range, Balanced):  # a scale or more levels at one site would be allocated away again
+        raise ConfigError(
+            f"{recipe.name} sets the thresholds and levels of all sites together, so there is no site to tune; choose "
+            "its divergence or energy, or tune cascade, which has the same neurons"
+        )
     asked = _checked(steps, few, settings)
     check_inputs(model, ranges)
     example, ranges = peek(ranges, None)
@@ -98,7 +104,7 @@ def tune(
     space = Space(recipe, units_of(sited.plan.sites, by))
     records = Journal(journal)
     seen = observe(sited.captured, sited.graph, sited.plan, [recipe], ranges, max_samples=None)
-    judge = Judge(sited, seen, judging, recipe, records)
+    judge = Judge(sited, seen, judging, recipe, records, settings * asked[-1])
     search = Search(space, judge, target, asked, settings, progress)
     with contextlib.suppress(Spent):
         search.everywhere()

@@ -15,6 +15,7 @@ from ..calibration import Observed, batch_size, measured
 from ..energy import paper_account
 from ..errors import ConfigError, DataError
 from ..measure import Agreement, Tally
+from ..neurons import choose
 from ..recipes import Recipe
 from .journal import Journal
 
@@ -60,9 +61,15 @@ def distance(source: torch.Tensor, outputs: torch.Tensor) -> tuple[torch.Tensor,
 
 
 class Judge:
-    """Measures recipes of one placement policy on the judging samples, each once: the rest comes from the journal."""
+    """Measures recipes of one placement policy on the judging samples, each once: the rest comes from the journal.
 
-    def __init__(self, sited: Sited, seen: Observed, batches: Iterable[Any], base: Recipe, journal: Journal) -> None:
+    passes -- how often all samples will be run through the network, a time-step each: decides whether neurons are
+    compiled, which changes no number.
+    """
+
+    def __init__(
+        self, sited: Sited, seen: Observed, batches: Iterable[Any], base: Recipe, journal: Journal, passes: int = 1
+    ) -> None:
         self.sited, self.seen, self.journal = sited, seen, journal
         self.batches = list(batches)
         if not self.batches:
@@ -70,6 +77,7 @@ class Judge:
         network = sited.network(base, measured(sited.plan, base, seen, sited.graph))
         self.sources = [network.source(batch) for batch in self.batches]
         self.sizes = [batch_size(sited.captured, sited.captured.flatten(batch)) for batch in self.batches]
+        self.kernel = choose("auto", passes * sum(self.sizes) * network.neurons_per_sample, network.device)
         self.fingerprint = self._fingerprint()
         self.earlier, self.resumed, self.run = set(journal.records), set[str](), 0
 
@@ -90,7 +98,7 @@ class Judge:
         noise, signal = torch.zeros(steps, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         score, tally = Agreement(steps), Tally(steps)
         for batch, source in list(zip(self.batches, self.sources, strict=True))[:count]:
-            run = network.simulate(batch, steps)
+            run = network.simulate(batch, steps, kernel=self.kernel)
             more, of = distance(source, run.outputs)
             noise, signal = noise + more.cpu(), signal + of.cpu()
             score.update(source, run.outputs, None)

@@ -113,10 +113,18 @@ def _present(
     from pathlib import Path
 
     from ..files import write_json
-    from ..report.tuning import front_table, recipe_document, sensitivity_table, summary, tuning_document
+    from ..report.tuning import (
+        choice_table,
+        front_table,
+        recipe_document,
+        sensitivity_table,
+        summary,
+        tuning_document,
+    )
 
     show(sensitivity_table(tuned))
     show(front_table(tuned))
+    show(choice_table(tuned))
     if tuned.resumed:
         remark(f"{tuned.resumed} settings were read from the journal, {tuned.measured} evaluated")
     if failures.items:

@@ -18,6 +18,7 @@ from .tables import _percent, _range
 
 FORMAT = "transpike-tuning"
 FORMAT_VERSION = 1
+NAMED = 6  # sites named of those that have the same setting; the recipe file has all
 
 
 def sensitivity_table(tuned: Tuned) -> Table:
@@ -68,6 +69,21 @@ def front_table(tuned: Tuned) -> Table:
     )
     columns = ("", "T", "agreement %", "95 %", "error", "spikes/neuron", "energy", "setting")
     return Table(f"Choices, cheapest first; target: {tuned.target}", columns, rows, notes)
+
+
+def choice_table(tuned: Tuned) -> Table:
+    """A row per setting that sites of the chosen recipe have, the commonest first."""
+    named: dict[str, list[str]] = {}
+    for unit, choice in zip(tuned.space.units, tuned.setting, strict=True):
+        named.setdefault(str(choice), []).append(unit.name)
+    ordered = sorted(named.items(), key=lambda item: -len(item[1]))
+    rows = tuple((setting, str(len(names)), _some(names)) for setting, names in ordered)
+    return Table(f"Chosen: T = {tuned.steps}", ("setting", "how many", "sites"), rows)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _doubt(tuned: Tuned) -> tuple[str, ...]:
