@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -10,6 +12,8 @@ from transpike.errors import ConfigError, DataError
 from transpike.neurons import (
     Differential,
     ExponentialDecay,
+    Frame,
+    Framed,
     MultiThreshold,
     Neuron,
     PublishedMultiThreshold,
@@ -55,6 +59,25 @@ def test_compiled_is_eager_bit_for_bit(neuron: Neuron, thresholds: tuple[Thresho
                 if one is not None and other is not None:
                     assert one.dtype == other.dtype
                     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("neuron", "threshold"), [(MultiThreshold(4), LOPSIDED), (Differential(4, 0.75, pulses=2), SYMMETRIC)], ids=str
+)
+def test_many_steps_are_several_passes(
+    neuron: Neuron, threshold: Threshold, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The membrane goes from one to the next through memory."""
+    monkeypatch.setattr("transpike.neurons.kernel.STEPS_AT_ONCE", 2)
+    values = torch.randn(5, 2, 3, 101, generator=torch.Generator().manual_seed(0))
+    frame = Frame(scale=torch.linspace(0.5, 2, 303).reshape(1, 3, 101))
+    for one in (neuron, Framed(neuron, frame)):  # type: ignore[arg-type]
+        eager = trajectory(one, values, threshold, masks=True)
+        with caplog.at_level(logging.INFO, "transpike"):
+            compiled = compiled_trajectory(one, values, threshold, masks=True)
+        assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))  # type: ignore[arg-type]
+    said = [record.getMessage().partition(" for ")[2] for record in caplog.records]
+    assert said == ["steps 1 to 2", "steps 3 to 4", "steps 5 to 5"] * 2
 
 
 def test_a_network_gives_the_same_compiled() -> None:

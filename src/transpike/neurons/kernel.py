@@ -25,6 +25,9 @@ LOG = logging.getLogger("transpike")
 KERNELS = ("auto", "compiled", "eager")
 # Elements (neurons x samples x steps) from which compiling, some ten seconds per network, is sooner done than eager.
 WORTH_COMPILING = 1 << 31
+# Steps in one pass over memory: more read and write more streams than a processor keeps up with, so that the membrane
+# goes through memory instead.
+STEPS_AT_ONCE = 8
 
 
 def choose(kernel: str, elements: int, device: torch.device) -> str:
@@ -62,13 +65,16 @@ def fits(neuron: Neuron, threshold: Threshold) -> bool:
 
 class Form(NamedTuple):
     """What a kernel is compiled for: all that is not a number of one site. `parameters`: by the neuron's parameters,
-    "0" and "none" for what is exactly that, "same" for what equals the one before, "number" for the others."""
+    "0" and "none" for what is exactly that, "same" for what equals the one before, "number" for the others. `first` and
+    `last`: it runs the steps between, counted from 0; `more`: others follow."""
 
     kind: Any
     code: str
     pulses: int
     parameters: tuple[str, ...]
-    steps: int
+    first: int
+    last: int
+    more: bool
     masks: bool
     framed: bool
 
@@ -91,10 +97,17 @@ def compiled_trajectory(
         torch.promote_types, (part.dtype for part in beside.tensors().values()), state_dtype(mean_in.dtype)
     )
     parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
-    run = _compiled(Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), steps, masks, framed))
     out = torch.empty(flat.shape, dtype=dtype or computed, device=flat.device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(2 * masks)]
-    run(list(flat), _numbers(parameters, computed, flat.device), beside, list(out), *(list(mark) for mark in marks))
+    state = [torch.empty(flat.shape[1:], dtype=computed, device=flat.device)] if steps > STEPS_AT_ONCE else []
+    numbers = _numbers(parameters, computed, flat.device)
+    for first in range(0, steps, STEPS_AT_ONCE):
+        last = min(first + STEPS_AT_ONCE, steps)
+        form = Form(
+            type(neuron), neuron.code, neuron.pulses, _sorts(parameters), first, last, last < steps, masks, framed
+        )
+        parts = (list(rows[first:last]) for rows in (flat, out, *marks))
+        _compiled(form)(numbers, beside, state, *parts)
     if not masks:
         return out.view(shape), None, None
     fired, spoken = (mark.view(shape) for mark in marks)
@@ -135,26 +148,27 @@ def _as_compiled(sorts: tuple[str, ...], numbers: torch.Tensor) -> list[Any]:
     return parameters
 
 
-def _options() -> dict[str, Any]:
-    """Values read more than once are kept after so few operations (30 unless told otherwise): a cascade's six firings
-    in one expression take the compiler minutes, and run no faster."""
+def _options(form: Form) -> dict[str, Any]:
+    """A cascade's six firings in one expression take the compiler minutes, and run no faster. So there it names values
+    read more than once after 8 operations already, and still puts them all in one loop. (One firing a step runs slower
+    that way.)"""
     from torch._inductor import config
 
-    name = "realize_opcount_threshold"
-    return {name: 8} if hasattr(config, name) else {}
+    wanted = {"realize_opcount_threshold": 8, "max_fusion_size": 1024} if form.pulses > 1 else {}
+    return {name: value for name, value in wanted.items() if hasattr(config, name)}
 
 
 @functools.cache
 def _compiled(form: Form) -> Callable[..., None]:
     """Numbers that differ from site to site are arguments, so that one kernel serves all sites of a network."""
-    LOG.info("compiling the %s kernel for T = %d", form.kind.name, form.steps)
+    LOG.info("compiling the %s kernel for steps %d to %d", form.kind.name, form.first + 1, form.last)
     step, kind = STEPS[form.code], form.kind
     at_once = hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2]))
 
-    def run(means: list, numbers: torch.Tensor, frame: Frame, out: list, *marks: list) -> None:
+    def run(numbers: torch.Tensor, frame: Frame, kept: list, means: list, out: list, *marks: list) -> None:
         parameters = _as_compiled(form.parameters, numbers)
-        state = None
-        for t in range(form.steps):
+        state = kept[0] if form.first else None
+        for t, time in enumerate(range(form.first + 1, form.last + 1)):
             count: Any = 0.0
             mean_in = frame.enter(means[t]) if form.framed else means[t]
             if at_once:
@@ -162,7 +176,7 @@ def _compiled(form: Form) -> Callable[..., None]:
                 state, mean_out, count = kind.firings(state, drive, form.pulses, *parameters, count=form.masks)
             else:
                 for _ in range(form.pulses):
-                    state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, t + 1, mean_in)
+                    state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, time, mean_in)
                     count = count + torch.where(emitted != 0, 1.0, 0.0)
             if not getattr(kind, "spreads_nan", False):
                 mean_out = mean_out + mean_in * 0.0  # nothing, but NaN for what is not finite
@@ -170,8 +184,10 @@ def _compiled(form: Form) -> Callable[..., None]:
             if form.masks:
                 marks[0][t].copy_(count.to(torch.uint8))
                 marks[1][t].copy_(torch.where(state != 0, 1.0, 0.0).to(torch.uint8))
+        if form.more:
+            kept[0].copy_(state)
 
-    compiled = torch.compile(run, dynamic=True, fullgraph=True, options=_options())
+    compiled = torch.compile(run, dynamic=True, fullgraph=True, options=_options(form))
 
     def call(*arguments: Any) -> None:
         with torch._dynamo.config.patch(recompile_limit=64):
