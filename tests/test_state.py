@@ -225,46 +225,17 @@ def test_nothing_is_saved_before_the_first_step(tmp_path: Path) -> None:
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
+def convert_digits(out: str, *, samples: int) -> None:
+    line = f"convert digits --calibration digits --samples {samples} --recipe ecmt --out {out} --quiet"
+    assert main(line.split()) == 0
+
+
 def test_the_command_line_stops_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (
-        main(
-            [
-                "convert",
-                "digits",
-                "--calibration",
-                "digits",
-                "--samples",
-                "32",
-                "--recipe",
-                "ecmt",
-                "--out",
-                "net",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
-    assert (
-        main(
-            [
-                "convert",
-                "digits",
-                "--calibration",
-                "digits",
-                "--samples",
-                "16",
-                "--recipe",
-                "ecmt",
-                "--out",
-                "other",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
+    convert_digits("net", samples=32)
+    convert_digits("other", samples=16)
     line = "literal net --data digits --limit 3 --float64"
     assert main(f"{line} --steps 4 --json whole.json".split()) == 0
     out, err = capsys.readouterr()[0], ""
@@ -296,24 +267,7 @@ def test_an_interrupted_run_goes_on_behind_its_last_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert (
-        main(
-            [
-                "convert",
-                "digits",
-                "--calibration",
-                "digits",
-                "--samples",
-                "32",
-                "--recipe",
-                "ecmt",
-                "--out",
-                "net",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
+    convert_digits("net", samples=32)
     step = Literal.step
 
     def stopped(self: Literal, *rest: object) -> torch.Tensor:
