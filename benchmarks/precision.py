@@ -88,7 +88,7 @@ def main() -> None:
             with tf32():
                 row("source", "tf32", timed(source), truth, seconds)
         for recipe in asked.recipes.split(","):
-            snn = transpike.convert(source, [calibration], recipe)
+            snn = transpike.convert(source, calibration.split(asked.batch), recipe)
 
             def run(precision: str, snn: Any = snn, scale: float = 1.0) -> tuple[torch.Tensor, float]:
                 how = {"steps": asked.steps, "count": False, "kernel": "compiled", "precision": precision}
