@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,7 @@ def main() -> None:
             for steps in map(int, asked.steps.split(",")):
                 row = case(parts, steps, asked.repeats, clock, literal=steps in literal, only=asked.only)
                 found.append({"model": name, "step_by_step_difference": difference, **row})
+                print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     keys = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     about = {
         "clock": asked.clock,
