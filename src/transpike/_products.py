@@ -2,10 +2,11 @@
 
 With x = h + l, h = bfloat16(x), l = bfloat16(x - h):   x w  ~  h_x h_w + l_x h_w + h_x l_w
 
-to about 2^-16 of |x| |w|: a hundredth of what rounding x, w and their product to bfloat16 changes. (Membranes that lie on
-a boundary decide otherwise all the same, as after any change: docs/speed.md.) The three are one product over an inner dimension three times as long, which a GPU
-does on its bfloat16 matrix units and gives in float32. Known elsewhere as BF16x3 (Henry, Tang and Heinecke, "Leveraging
-the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", arXiv 1904.06376).
+to about 2^-16 of |x| |w|: a hundredth of what rounding x, w and their product to bfloat16 changes. (Membranes that lie
+on a boundary decide otherwise all the same, as after any change: docs/speed.md.) The three are one product over an
+inner dimension three times as long, which a GPU does on its bfloat16 matrix units and gives in float32. Known
+elsewhere as BF16x3 (Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-
+Precision Computations", arXiv 1904.06376).
 """
 
 from __future__ import annotations
