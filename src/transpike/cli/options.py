@@ -209,7 +209,8 @@ def device(text: str, *, spread: bool = False) -> str:
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {text!r} is not to be had here ({str(error).splitlines()[0][:120]})") from error
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise ConfigError(f"--device {text!r} is not to be had here ({reason})") from error
     return text
 
 

@@ -84,8 +84,8 @@ class MultiThreshold:
     ) -> torch.Tensor:
         """Q(m); parameters are numbers or, but for those that are 0 or None, 0-dimensional tensors."""
         low, high = bounds(positive, negative)
-        ratio = times_by_sign(potential, potential, up, down)
-        return times_by_sign(nearest_level(ratio, smallest, least, low, high), potential, positive, negative)
+        ratio = times_by_sign(potential, up, down)
+        return times_by_sign(nearest_level(ratio, smallest, least, low, high), positive, negative)
 
     def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
         silent = Threshold(max(threshold.positive, 0.0), max(threshold.negative, 0.0))
@@ -139,8 +139,8 @@ def bounds(positive: Any, negative: Any) -> tuple[float, float]:
     return -1.0 * (not is_zero(negative)), 1.0 * (not is_zero(positive))
 
 
-def times_by_sign(value: torch.Tensor, potential: torch.Tensor, positive: Any, negative: Any) -> torch.Tensor:
-    """A new tensor: values, which have the potentials' signs or are 0, times the number of their sign."""
+def times_by_sign(value: torch.Tensor, positive: Any, negative: Any) -> torch.Tensor:
+    """A new tensor: values times the number of their sign."""
     if positive is negative or is_zero(negative):
         return value * positive
     if is_zero(positive):
