@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cli_place import furnish, pictures
 from transpike.cli import main
+from transpike.cli.options import device
 from transpike.zoo.digits import load_model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -249,3 +251,16 @@ def test_the_model_is_left_as_it_was() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     transpike.convert(model, [torch.rand(4, 1, 8, 8)]).simulate(torch.rand(4, 1, 8, 8), 2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_device_is_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert device("auto") == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert device("auto") == "cuda:1"
+    assert device("auto", spread=True) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device("auto") == "cpu"

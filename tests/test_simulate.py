@@ -12,8 +12,9 @@ from torch import nn
 import transpike
 from oracle import BLOCK_SITES, Block, Membrane, literal_block
 from transpike._execute import run_body, run_prefix
+from transpike._normalise import locate_batch
 from transpike._simulate import check_precision
-from transpike.errors import ConfigError, DataError, TranspikeError
+from transpike.errors import CaptureError, ConfigError, DataError, TranspikeError
 from transpike.neurons import PublishedMultiThreshold
 from transpike.observers import Percentile
 from transpike.recipes import Recipe, ecmt, ecmt_code
@@ -308,6 +309,16 @@ def test_a_cast_network_takes_inputs_of_any_float() -> None:
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow.double(), wide, rtol=1e-3, atol=1e-3)
     assert torch.equal(snn.simulate(x.float(), 3).outputs, narrow)
+
+
+def test_a_pinned_batch_is_refused() -> None:
+    """As torch 2.11 left it when attention was split: outputs would be those of some of the samples."""
+    graph = torch.fx.Graph()
+    node = graph.placeholder("x")
+    node.meta["val"] = torch.zeros(2, 3)
+    graph.output(node)
+    with pytest.raises(CaptureError, match="the batch lost its symbol"):
+        locate_batch(torch.fx.GraphModule(torch.nn.Module(), graph), [0])
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
