@@ -7,7 +7,7 @@ import timm
 import torch
 
 import transpike
-from transpike import _products as products
+from transpike import products
 
 aten = torch.ops.aten
 SHAPES = [((7, 33), (33, 5)), ((2, 3, 7, 32), (2, 3, 32, 5)), ((2, 3, 7, 197), (197, 5)), ((2, 3, 7, 9), (3, 9, 5))]

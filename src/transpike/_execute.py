@@ -11,8 +11,7 @@ import torch
 import torch.fx
 from torch.fx.node import map_arg
 
-from . import _products as products
-from . import ops
+from . import ops, products
 
 aten = torch.ops.aten
 Values = dict[torch.fx.Node, Any]
@@ -25,7 +24,8 @@ class Program:
     prefix -- nodes that no neuron precedes: their values do not change with the step. body -- the rest, with late nodes
     (`meta["late"]`: weights fetched for the node that follows) where their reader is. crossing -- prefix nodes that the
     body reads. dead_after -- values nobody reads after a node. scaled -- by the node that multiplies a product by a
-    power of two, the product, if nobody else reads it.
+    power of two, the product, if nobody else reads it. fed -- by site, the linear layers that read it, where nothing
+    else does.
     """
 
     module: torch.fx.GraphModule
@@ -35,6 +35,7 @@ class Program:
     dead_after: Mapping[torch.fx.Node, tuple[torch.fx.Node, ...]]
     output: torch.fx.Node
     scaled: Mapping[torch.fx.Node, torch.fx.Node]
+    fed: Mapping[torch.fx.Node, tuple[torch.fx.Node, ...]]
 
 
 def cut(module: torch.fx.GraphModule) -> Program:
@@ -57,7 +58,7 @@ def cut(module: torch.fx.GraphModule) -> Program:
     crossing = tuple(node for node in prefix if node in read)
     kept = {*crossing, *output.all_input_nodes}
     dead = {**_dead_after(prefix, kept), **_dead_after(body, kept)}
-    return Program(module, prefix, tuple(body), crossing, dead, output, _scaled(body))
+    return Program(module, prefix, tuple(body), crossing, dead, output, _scaled(body), _fed(body, set(crossing)))
 
 
 def _scaled(nodes: Sequence[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
@@ -69,6 +70,20 @@ def _scaled(nodes: Sequence[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node
             if alone and isinstance(factor, float) and math.frexp(factor)[0] == 0.5:
                 found[node] = product
     return found
+
+
+def _fed(
+    nodes: Sequence[torch.fx.Node], crossing: set[torch.fx.Node]
+) -> dict[torch.fx.Node, tuple[torch.fx.Node, ...]]:
+    def listens(reader: torch.fx.Node, site: torch.fx.Node) -> bool:
+        first, *constants = reader.args if reader.target is aten.linear.default else (None,)
+        return first is site and all(value in crossing and value.op == "get_attr" for value in constants if value)
+
+    return {
+        node: tuple(node.users)
+        for node in nodes
+        if ops.is_site(node) and node.users and all(listens(reader, node) for reader in node.users)
+    }
 
 
 def _dead_after(nodes: Sequence[torch.fx.Node], kept: set[torch.fx.Node]) -> dict[torch.fx.Node, tuple]:
@@ -104,11 +119,13 @@ def run_body(
     crossing: Values,
     fire: Callable[[torch.fx.Node, torch.Tensor], torch.Tensor],
     after: Callable[[torch.fx.Node, Values], None] | None = None,
+    instead: Mapping[torch.fx.Node, Callable[..., torch.Tensor]] | None = None,
 ) -> torch.Tensor:
-    """Run the body once. `fire(marker, value)` stands at every site; `after(node, values)` sees each value computed."""
+    """Run the body once. `fire(marker, value)` stands at every site; `after(node, values)` sees each value computed;
+    `instead` has what computes a node, where not its own operator does."""
     values, apply = dict(crossing), products.applied()
     scaled = program.scaled if after is None and apply is products.as_it_is else {}
-    deferred = set(scaled.values())
+    deferred, instead = set(scaled.values()), instead or {}
     for node in program.body:
         if ops.is_site(node):
             values[node] = fire(node, values[node.args[0]])  # type: ignore[index]
@@ -117,7 +134,7 @@ def run_body(
         elif node in scaled:
             values[node] = products.scaled(*values[scaled[node]], node.args[1])  # type: ignore[arg-type]
         else:
-            values[node] = apply(node.target, *arguments(node, values))
+            values[node] = apply(instead.get(node, node.target), *arguments(node, values))
         if after is not None:
             after(node, values)
         for dead in program.dead_after.get(node, ()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,12 @@ import torch.fx
 
 from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
+from ._from_spikes import Layers, layers_of_spikes
 from ._memory import pieces, samples_at_once
-from ._products import three_products
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
 from .neurons import KERNELS, choose, compiled_trajectory, fire_once, fits, trajectory
+from .products import three_products
 
 if TYPE_CHECKING:
     from ._model import SpikingModel
@@ -91,6 +93,7 @@ def simulate(
     chosen = "eager (steps run one by one)" if not folded else kernel or model.kernel
     if chosen in KERNELS:
         chosen = choose(chosen, model.neurons_per_sample * samples * steps, model.device)
+    layers = layers_of_spikes(model, steps) if chosen == "compiled" and precision == "float32" else {}
     budget = model.max_memory if max_memory is None else max_memory
     size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
     runs = []
@@ -98,10 +101,11 @@ def simulate(
         tally = Tally(steps, samples=model.samples_in(part))
         with in_precision(model, precision):
             if folded:
-                output = _folded(model, part, tally, count, chosen == "compiled")
+                output = _folded(model, part, tally, count, chosen == "compiled", layers)
             else:
                 output = _streaming(model, part, tally, count)
         runs.append((output.float() if precision == "bfloat16" else output, tally))
+    chosen += f", {len(layers)} linear layers from spikes" if layers else ""
     return _joined(model, runs, "folded" if folded else "streaming", chosen)
 
 
@@ -153,7 +157,7 @@ def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: s
 
 
 def _folded(
-    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool, layers: Layers
 ) -> torch.Tensor:
     steps = tally.steps
     values = once(model, leaves)
@@ -168,15 +172,17 @@ def _folded(
         run = compiled_trajectory if compiled and fits(neuron, threshold) else trajectory
         if run is trajectory:
             _require_finite(site, value)
+        elif next(iter(marker.users)) in layers:
+            run = partial(run, emitted=True)
         drive = per_step(value, steps, axis)
         out, fired, spoken = run(neuron, drive, threshold, masks=count, dtype=rounded)
         if counter is not None and fired is not None and spoken is not None:
             counter.fired(marker, fired, spoken)
         return fold_back(out, axis)
 
-    output = run_body(model.program, crossing, fire, None if counter is None else counter.after)
+    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, layers)
     if compiled and bool(output.isnan().any()):
-        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False)  # says at which site
+        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False, {})  # says at which site
     return per_step(output, steps, batch_axis_of_output(model.program.output))
 
 

@@ -16,7 +16,7 @@ import torch
 from ..errors import ConfigError
 from ..types import Threshold
 from .codes import STEPS
-from .frame import Frame, plain
+from .frame import Frame, Framed, plain
 from .trajectory import Neuron, rounded_to, spike_dtype, state_dtype
 
 LOG = logging.getLogger("transpike")
@@ -63,10 +63,19 @@ def fits(neuron: Neuron, threshold: Threshold) -> bool:
     return hasattr(neuron, "level") and threshold.positive >= 0 and threshold.negative >= 0
 
 
+@functools.lru_cache(maxsize=4096)
+def one_number(neuron: Neuron, threshold: Threshold) -> bool:
+    """Whether what a neuron emits in a step is one bfloat16 number: it fires once, with levels of at most 8 bits."""
+    if neuron.pulses > 1 or (isinstance(neuron, Framed) and neuron.frame.octaves is None):
+        return False
+    sizes = torch.tensor(neuron.amplitudes(threshold), dtype=torch.float64)
+    return torch.equal(sizes.bfloat16().double(), sizes)
+
+
 class Form(NamedTuple):
     """What a kernel is compiled for: all that is not a number of one site. `parameters`: by the neuron's parameters,
     "0" and "none" for what is exactly that, "same" for what equals the one before, "number" for the others. `first` and
-    `last`: it runs the steps between, counted from 0; `more`: others follow."""
+    `last`: it runs the steps between, counted from 0; `more`: others follow. `emitted`: it gives spikes, not means."""
 
     kind: Any
     code: str
@@ -77,19 +86,27 @@ class Form(NamedTuple):
     more: bool
     masks: bool
     framed: bool
+    emitted: bool
 
 
 def compiled_trajectory(
-    neuron: Neuron, mean_in: torch.Tensor, threshold: Threshold, *, masks: bool, dtype: torch.dtype | None = None
+    neuron: Neuron,
+    mean_in: torch.Tensor,
+    threshold: Threshold,
+    *,
+    masks: bool,
+    dtype: torch.dtype | None = None,
+    emitted: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """`neurons.trajectory`, compiled: the same arguments, results and rounding. Where the input is NaN or infinite the
-    output is NaN, so that nobody has to look for those beforehand."""
+    output is NaN, so that nobody has to look for those beforehand. With `emitted`, for neurons that emit `one_number`,
+    what they emit in each step, in bfloat16, in place of running means."""
     frame = getattr(neuron, "frame", None) or Frame()
     beside = _by_row(frame, mean_in)
     if beside is None:
         inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
-        out, fired, spoken = compiled_trajectory(inner, frame.enter(mean_in), threshold, masks=masks)
-        return rounded_to(dtype, frame.leave(out)), fired, spoken
+        out, fired, spoken = compiled_trajectory(inner, frame.enter(mean_in), threshold, masks=masks, emitted=emitted)
+        return rounded_to(out.dtype if emitted else dtype, frame.leave(out)), fired, spoken
     neuron, steps, shape = plain(neuron), mean_in.shape[0], mean_in.shape
     framed = bool(beside.tensors())
     flat = mean_in.reshape(*shape[: 1 + framed], -1)
@@ -97,14 +114,15 @@ def compiled_trajectory(
         torch.promote_types, (part.dtype for part in beside.tensors().values()), state_dtype(mean_in.dtype)
     )
     parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
-    out = torch.empty(flat.shape, dtype=dtype or computed, device=flat.device)
+    out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=flat.device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(2 * masks)]
     state = [torch.empty(flat.shape[1:], dtype=computed, device=flat.device)] if steps > STEPS_AT_ONCE else []
     numbers = _numbers(parameters, computed, flat.device)
     for first in range(0, steps, STEPS_AT_ONCE):
         last = min(first + STEPS_AT_ONCE, steps)
         form = Form(
-            type(neuron), neuron.code, neuron.pulses, _sorts(parameters), first, last, last < steps, masks, framed
+            *(type(neuron), neuron.code, neuron.pulses, _sorts(parameters)),
+            *(first, last, last < steps, masks, framed, emitted),
         )
         parts = (list(rows[first:last]) for rows in (flat, out, *marks))
         _compiled(form)(numbers, beside, state, *parts)
@@ -163,7 +181,7 @@ def _compiled(form: Form) -> Callable[..., None]:
     """Numbers that differ from site to site are arguments, so that one kernel serves all sites of a network."""
     LOG.info("compiling the %s kernel for steps %d to %d", form.kind.name, form.first + 1, form.last)
     step, kind = STEPS[form.code], form.kind
-    at_once = hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2]))
+    at_once = hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2])) and not form.emitted
 
     def run(numbers: torch.Tensor, frame: Frame, kept: list, means: list, out: list, *marks: list) -> None:
         parameters = _as_compiled(form.parameters, numbers)
@@ -178,9 +196,10 @@ def _compiled(form: Form) -> Callable[..., None]:
                 for _ in range(form.pulses):
                     state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, time, mean_in)
                     count = count + torch.where(emitted != 0, 1.0, 0.0)
+            given = emitted if form.emitted else mean_out
             if not getattr(kind, "spreads_nan", False):
-                mean_out = mean_out + mean_in * 0.0  # nothing, but NaN for what is not finite
-            out[t].copy_(frame.leave(mean_out) if form.framed else mean_out)
+                given = given + mean_in * 0.0  # nothing, but NaN for what is not finite
+            out[t].copy_(frame.leave(given) if form.framed else given)
             if form.masks:
                 marks[0][t].copy_(count.to(torch.uint8))
                 marks[1][t].copy_(torch.where(state != 0, 1.0, 0.0).to(torch.uint8))

@@ -1,4 +1,4 @@
-"""Other ways to a matrix product: float32 tensors as three bfloat16 ones added up in float32, and with a scale.
+"""A matrix product of float32 tensors as three of bfloat16 ones, added up in float32.
 
 With x = h + l, h = bfloat16(x), l = bfloat16(x - h):   x w  ~  h_x h_w + l_x h_w + h_x l_w
 
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .plain import as_it_is
 
 aten = torch.ops.aten
 ALIGNED = 8  # matrix units read 16 bytes at a time
@@ -88,20 +90,6 @@ PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {
     aten.bmm.default: matmul,
     aten.addmm.default: addmm,
 }
-
-
-def scaled(a: Tensor, b: Tensor, factor: float) -> Tensor:
-    """`matmul(a, b) * factor` for a power of two: the same bits, in one pass less over the result."""
-    outer = a.shape[:-2]
-    if a.dtype != b.dtype or a.dim() < 3 or b.shape[:-2] != outer or torch.is_autocast_enabled(a.device.type):
-        return torch.matmul(a, b) * factor
-    out = a.new_empty(outer.numel(), a.shape[-2], b.shape[-1])
-    a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
-    return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out).view(*outer, *out.shape[-2:])
-
-
-def as_it_is(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    return target(*args, **kwargs)
 
 
 def _in_three(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
