@@ -1,0 +1,200 @@
+"""Linear layers computed from spikes: against the definition, float64 and running means, and in a network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import transpike
+from transpike._from_spikes import layers_of_spikes
+from transpike.neurons import (
+    Differential,
+    Frame,
+    Framed,
+    MultiThreshold,
+    PublishedMultiThreshold,
+    compiled_trajectory,
+    one_number,
+    trajectory,
+)
+from transpike.products import linear_of_spikes, refusal
+from transpike.products.spikes import means_as_defined
+from transpike.types import Threshold
+
+CPU = torch.device("cpu")
+needs_units = pytest.mark.skipif(bool(refusal(CPU)), reason=refusal(CPU))
+SHAPES = [(1, 1, 2, 1), (3, 5, 130, 77), (4, 197, 192, 576), (2, 64, 64, 64), (5, 65, 34, 80), (1, 130, 768, 10)]
+
+
+def spikes_of(steps: int, rows: int, inner: int, theta: float = 0.37109375) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(-1, 2, (steps * rows, inner), generator=generator)
+    return (theta * signs * torch.exp2(-torch.randint(0, 8, signs.shape, generator=generator).float())).bfloat16()
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("rate", [True, False])
+def test_the_definition_is_the_layer_of_the_mean_after_each_step(rate: bool) -> None:
+    spikes, weight, bias = spikes_of(3, 4, 6).view(12, 1, 6), randn(5, 6).double(), randn(5).double()
+    found = means_as_defined(spikes, weight, bias, 3, rate).view(3, 4, 5)
+    for t in range(1, 4):
+        said = sum(spikes.double().view(3, 4, 6)[:t]) / (t if rate else 1)
+        torch.testing.assert_close(found[t - 1], said @ weight.T + bias)
+
+
+@needs_units
+@pytest.mark.parametrize("rate", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("steps", "rows", "inner", "columns"), SHAPES)
+def test_the_error_is_that_of_float32(
+    steps: int, rows: int, inner: int, columns: int, with_bias: bool, rate: bool
+) -> None:
+    """Every product is exact; additions in float32 err by at most 2^-24 of what is added so far, each."""
+    spikes, weight = spikes_of(steps, rows, inner), randn(columns, inner)
+    bias = randn(columns) if with_bias else None
+    found = linear_of_spikes(spikes, weight, bias, steps=steps, rate=rate)
+    exact = means_as_defined(spikes, weight.double(), None if bias is None else bias.double(), steps, rate)
+    size = means_as_defined(
+        spikes.abs(), weight.abs().double(), None if bias is None else bias.abs().double(), steps, rate
+    )
+    error = (found - exact).abs()
+    assert found.dtype == torch.float32 and found.shape == exact.shape
+    assert (error <= 2.0**-21 * size + 1e-30).all()
+    plain = means_as_defined(spikes, weight, bias, steps, rate)
+    assert error.max() <= 2 * (plain - exact).abs().max() + 1e-30, "no worse than a float32 product"
+
+
+@needs_units
+def test_weights_are_split_without_loss() -> None:
+    weight = randn(70, 34) * torch.exp2(torch.arange(70.0) - 35)[:, None]
+    assert torch.equal(linear_of_spikes(torch.eye(34).bfloat16(), weight, steps=1, rate=True), weight.T)
+
+
+@needs_units
+def test_sums_that_float32_holds_are_exact() -> None:
+    spikes = spikes_of(4, 9, 64, theta=1.0)
+    weight = torch.randint(-(2**9), 2**9, (80, 64), generator=torch.Generator().manual_seed(0)).float()
+    found = linear_of_spikes(spikes, weight, steps=4, rate=False)
+    assert torch.equal(found, means_as_defined(spikes, weight.double(), None, 4, False).float())
+
+
+@needs_units
+def test_rows_and_threads_change_no_bit() -> None:
+    spikes, weight, bias = spikes_of(2, 150, 96).view(2, 150, 96), randn(200, 96), randn(200)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(linear_of_spikes(spikes.flatten(0, 1), weight, bias, steps=2, rate=True))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in pairwise(found))
+    some = linear_of_spikes(spikes[:, :7].flatten(0, 1), weight, bias, steps=2, rate=True)
+    assert torch.equal(some, found[0].view(2, 150, 200)[:, :7].flatten(0, 1))
+
+
+@pytest.mark.parametrize("case", ["odd", "float64", "turned"])
+def test_what_the_units_do_not_take_is_computed_as_defined(case: str) -> None:
+    inner = 7 if case == "odd" else 8
+    spikes, weight = spikes_of(2, 3, inner), randn(5, inner)
+    weight = weight.double() if case == "float64" else randn(inner, 5).T if case == "turned" else weight
+    found = linear_of_spikes(spikes, weight, steps=2, rate=True)
+    assert found.dtype == weight.dtype and torch.equal(found, means_as_defined(spikes, weight, None, 2, True))
+
+
+def test_which_neurons_emit_one_number() -> None:
+    eight, nine = Threshold(0.99609375, 0.5), Threshold(0.998046875, 0.5)
+    assert one_number(MultiThreshold(), eight) and one_number(Differential(), eight)
+    assert not one_number(MultiThreshold(), nine), "nine significant bits"
+    assert not one_number(Differential(pulses=2), eight), "sums of levels"
+    octaves = Frame(scale=torch.tensor([[1.0, 4.0]]))
+    assert one_number(Framed(MultiThreshold(), octaves), eight)
+    assert not one_number(Framed(MultiThreshold(), Frame(scale=torch.tensor([[1.0, 3.0]]))), eight)
+    assert not one_number(Framed(MultiThreshold(), Frame(shift=torch.ones(1, 2))), eight)
+
+
+@pytest.mark.parametrize(
+    "neuron", [MultiThreshold(), MultiThreshold(4, 0.5), PublishedMultiThreshold(4), Differential()]
+)
+@pytest.mark.parametrize("framed", [False, True])
+def test_what_is_emitted_adds_up_to_the_means(neuron, framed: bool) -> None:  # type: ignore[no-untyped-def]
+    steps, threshold = 10, Threshold(0.75, 0.5)
+    values = randn(steps, 3, 50)
+    values = values.cumsum(0) / torch.arange(1, steps + 1).view(-1, 1, 1)
+    if framed:
+        neuron = Framed(neuron, Frame(scale=torch.exp2(-(torch.arange(50.0) % 3)).view(1, 50)))
+    means, fired, spoken = trajectory(neuron, values, threshold, masks=True)
+    said, *marks = compiled_trajectory(neuron, values, threshold, masks=True, emitted=True)
+    assert said.dtype == torch.bfloat16
+    sums = said.double().cumsum(0)
+    if neuron.code == "rate":
+        sums /= torch.arange(1, steps + 1).view(-1, 1, 1)
+    torch.testing.assert_close(sums.float(), means, rtol=1e-6, atol=1e-6)
+    assert torch.equal(said != 0, fired) and torch.equal(marks[0], fired) and torch.equal(marks[1], spoken)  # type: ignore[arg-type]
+    values[4, 1, 3] = torch.inf
+    found = compiled_trajectory(neuron, values, threshold, masks=False, emitted=True)[0].isnan()
+    assert found[4, 1, 3] and not found[:4].any()
+
+
+class Branches(nn.Module):
+    """One value that two linear layers and a product read, one that only linear layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.a(x))
+        z = torch.relu(self.b(y) + self.c(y))
+        return self.d(z) @ z.mT
+
+
+def test_sites_that_only_linear_layers_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transpike._from_spikes.refusal", lambda device: "")
+    torch.manual_seed(0)
+    snn = transpike.convert(Branches().eval(), [torch.randn(4, 3, 8)], "ecmt")
+    modules = {snn.layers_by_node[node.name].module for node in layers_of_spikes(snn, 2)}
+    assert {"b", "c"} <= modules
+    assert all(
+        {reader.target for reader in marker.users} == {torch.ops.aten.linear.default} for marker in snn.program.fed
+    )
+    assert not layers_of_spikes(snn.to(torch.float64), 2)
+
+
+@pytest.mark.parametrize("recipe", ["ecmt", "differential"])
+def test_a_network_of_spikes_is_that_of_means(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As float32 has it: on every processor, by the definition, and by the units where there are some."""
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10).eval()
+    images = randn(6, 3, 32, 32)
+    snn = transpike.convert(source, [images], recipe)
+    eager = snn.simulate(images, 3, kernel="eager")
+    monkeypatch.setattr("transpike._from_spikes.refusal", lambda device: "")
+    run = snn.simulate(images, 3, kernel="compiled")
+    assert run.kernel == "compiled, 9 linear layers from spikes"
+    means = float((run.outputs - eager.outputs).abs().mean() / eager.outputs.abs().mean())
+    assert means < 0.05, "a membrane on a boundary may fall the other way"
+    assert run.spikes.spikes_per_neuron().sum() == pytest.approx(eager.spikes.spikes_per_neuron().sum(), rel=1e-3)
+    assert torch.equal(run.outputs, snn.simulate(images, 3, kernel="compiled", count=False).outputs)
+
+
+@needs_units
+def test_spikes_are_no_further_from_float64_than_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=10).eval()
+    images = randn(16, 3, 64, 64)
+    snn = transpike.convert(source, [images], "ecmt")
+    found = {"spikes": snn.simulate(images, 4, kernel="compiled", count=False).outputs}
+    monkeypatch.setattr("transpike._from_spikes.refusal", lambda device: "not now")
+    found["means"] = snn.simulate(images, 4, kernel="compiled", count=False).outputs
+    exact = snn.to(torch.float64).simulate(images.double(), 4, kernel="eager", count=False).outputs
+    apart = {name: float((outputs - exact).abs().mean()) for name, outputs in found.items()}
+    assert apart["spikes"] <= 1.5 * apart["means"], apart
