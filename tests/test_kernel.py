@@ -18,7 +18,9 @@ from transpike.neurons import (
     Neuron,
     PublishedMultiThreshold,
     choose,
+    compiled_once,
     compiled_trajectory,
+    fire_once,
     fits,
     trajectory,
 )
@@ -80,6 +82,44 @@ def test_many_steps_are_several_passes(
     assert said == ["steps 1 to 2", "steps 3 to 4", "steps 5 to 5"] * 2
 
 
+@pytest.mark.parametrize("count", [True, False])
+@pytest.mark.parametrize("framed", ["no", "by column", "by row"])
+@pytest.mark.parametrize(("neuron", "thresholds"), CASES, ids=lambda case: str(case)[:40])
+def test_one_compiled_step_is_the_eager_one(
+    neuron: Neuron, thresholds: tuple[Threshold, ...], framed: str, count: bool
+) -> None:
+    """For as many steps as one likes, by one kernel, in the memory of the first state."""
+    if framed != "no":
+        scale = torch.linspace(0.5, 2, 303)
+        scale = scale.reshape(1, 303) if framed == "by column" else scale[:7].reshape(7, 1)
+        neuron = Framed(neuron, Frame(scale=scale, shift=torch.ones(1, 303)))  # type: ignore[arg-type]
+    values = torch.randn(4, 7, 303, generator=torch.Generator().manual_seed(0)) * 2
+    for threshold in thresholds:
+        state = kept = None
+        for t in range(1, 5):
+            kept, *eager = fire_once(neuron, kept, t, values[t - 1], threshold, count=count)
+            before = state
+            state, *compiled = compiled_once(neuron, state, t, values[t - 1], threshold, count=count)
+            assert torch.equal(state, kept) and (before is None or before.data_ptr() == state.data_ptr())
+            assert all(
+                one is other is None or (one.dtype == other.dtype and torch.equal(one, other))
+                for one, other in zip(eager, compiled, strict=True)
+            )
+
+
+@pytest.mark.parametrize("recipe", ["ecmt", "balanced"])
+def test_a_network_streams_the_same_compiled(recipe: str) -> None:
+    model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
+    snn = transpike.convert(model, [images], recipe)
+    eager, compiled = (snn.simulate(images, 3, mode="streaming", kernel=kernel) for kernel in ("eager", "compiled"))
+    assert torch.equal(eager.outputs, compiled.outputs)
+    assert eager.spikes.to_json() == compiled.spikes.to_json()
+    assert (eager.kernel, compiled.kernel) == ("eager (as asked)", "compiled")
+    stopped = [transpike.stop_early(snn, images, steps=3, threshold=0.5, kernel=k) for k in ("eager", "compiled")]
+    assert torch.equal(stopped[0].outputs, stopped[1].outputs) and torch.equal(stopped[0].steps, stopped[1].steps)
+    assert stopped[0].spikes.to_json() == stopped[1].spikes.to_json()
+
+
 def test_a_network_gives_the_same_compiled() -> None:
     model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
     snn = transpike.convert(model, [images], "cascade")
@@ -115,8 +155,11 @@ def test_what_is_not_finite_is_found_and_its_site_named(bad: float) -> None:
     snn = transpike.convert(model, [images], "cascade")
     images[2, 0, 3, 3] = bad
     for kernel in ("compiled", "eager"):
+        for mode in ("folded", "streaming"):
+            with pytest.raises(DataError, match=r"site blocks\.0\.attn\.qkv:input received NaN or infinity"):
+                snn.simulate(images, 2, kernel=kernel, mode=mode)
         with pytest.raises(DataError, match=r"site blocks\.0\.attn\.qkv:input received NaN or infinity"):
-            snn.simulate(images, 2, kernel=kernel)
+            transpike.stop_early(snn, images, steps=2, threshold=0.5, kernel=kernel)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -180,6 +180,7 @@ class _Running:
     score: Agreement
     tally: Tally
     mode: str
+    kernel: str = ""
     seconds: float = 0.0
     error: TranspikeError | None = None
 
@@ -188,13 +189,15 @@ class _Running:
         run = self.network.simulate(batch.inputs, self.score.steps, mode=mode)
         self.score.update(source, run.outputs, labels)
         self.tally += run.spikes
-        self.mode, self.seconds = run.mode, self.seconds + perf_counter() - started
+        self.mode, self.kernel = run.mode, run.kernel
+        self.seconds += perf_counter() - started
 
     def outcome(self, prices: PriceTable | None) -> Outcome:
         recipe, tally = self.network.recipe, self.tally
         if self.error is not None:
             return Outcome(self.label, recipe, error=_one_line(self.error))
-        evaluation = Evaluation(self.score, tally, paper_account(tally, self.network.plan, prices), self.mode)
+        account = paper_account(tally, self.network.plan, prices)
+        evaluation = Evaluation(self.score, tally, account, self.mode, self.kernel)
         return Outcome(self.label, recipe, evaluation, self.network.energy_sheet(tally, prices), self.seconds)
 
 

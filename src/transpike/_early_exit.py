@@ -15,7 +15,7 @@ from ._count import Counter, batch_axis, keep_samples
 from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values
 from ._model import SpikingModel
-from ._simulate import Run, batch_axis_of_output, in_precision, once, simulate, step
+from ._simulate import Run, batch_axis_of_output, chosen_kernel, in_precision, once, simulate, step
 from .errors import CalibrationError, ConfigError
 from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
 from .measure.agreement import IGNORED
@@ -34,9 +34,12 @@ class Stopped:
 
 
 @torch.no_grad()
-def stop_early(model: SpikingModel, inputs: Any, *, steps: int, threshold: float, count: bool = True) -> Stopped:
+def stop_early(
+    model: SpikingModel, inputs: Any, *, steps: int, threshold: float, count: bool = True, kernel: str | None = None
+) -> Stopped:
     """Simulate step by step; a sample whose two largest class probabilities are more than `threshold` apart stops and
-    leaves the batch, so that the steps it does not need take no time. The others stop after `steps`.
+    leaves the batch, so that the steps it does not need take no time. The others stop after `steps`. `kernel` as for
+    `simulate`.
 
     Raises: ConfigError for a threshold outside 0..1, for outputs that are not one row of class scores per sample, and
     for several samples of a model that does not keep them apart; DataError for inputs of another shape.
@@ -55,13 +58,16 @@ def stop_early(model: SpikingModel, inputs: Any, *, steps: int, threshold: float
     counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms) if count else None
     state: dict[str, torch.Tensor] = {}
     crossing = once(model, leaves)
+    compiled = chosen_kernel(model, kernel, tally.samples * steps) == "compiled"
     rows = torch.arange(tally.samples)
     outputs, took = [], torch.full((tally.samples,), steps)
     for t in range(1, steps + 1):
         if counter is not None:
             counter.step = t - 1
         with in_precision(model, model.precision):
-            output = step(model, crossing, state, t, counter)
+            output = step(model, crossing, state, t, counter, compiled=compiled)
+        if compiled and bool(output.isnan().any()):
+            simulate(model, inputs, steps=steps, mode="streaming", count=False, kernel="eager")  # says at which site
         outputs = outputs or [output.new_empty((tally.samples, output.shape[-1]))]
         ended = (margins(output) > threshold).cpu() if t < steps else rows >= 0
         outputs[0][rows[ended]], took[rows[ended]] = output[ended], t

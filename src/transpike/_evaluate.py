@@ -34,12 +34,14 @@ class LabelledBatch(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a set of samples gave: `score` (accuracy and agreement by step), `tally` (spikes and operations), energy."""
+    """What a set of samples gave: `score` (accuracy and agreement by step), `tally` (spikes and operations), energy;
+    how time ran (`mode`) and what computed (`kernel`), as of `Run`."""
 
     score: Agreement
     tally: Tally
     energy: PaperAccount
     mode: str
+    kernel: str
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,25 @@ class Outcome:
     score: Agreement
     tally: Tally
     mode: str
+    kernel: str
     failed: list[tuple[str, str]]
 
     def __iadd__(self, other: Outcome) -> Outcome:
         self.score += other.score
         self.tally += other.tally
-        self.mode = other.mode or self.mode
+        self.mode, self.kernel = other.mode or self.mode, other.kernel or self.kernel
         self.failed += other.failed
         return self
 
     def to_json(self) -> dict[str, Any]:
         counts = {"score": self.score.to_json(), "tally": self.tally.to_json()}
-        return {**counts, "mode": self.mode, "failed": self.failed}
+        return {**counts, "mode": self.mode, "kernel": self.kernel, "failed": self.failed}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Outcome:
         failed = [(item, error) for item, error in data["failed"]]
-        return Outcome(Agreement.from_json(data["score"]), Tally.from_json(data["tally"]), data["mode"], failed)
+        score, tally = Agreement.from_json(data["score"]), Tally.from_json(data["tally"])
+        return Outcome(score, tally, data["mode"], data["kernel"], failed)
 
 
 def evaluate(
@@ -157,12 +161,12 @@ def evaluate_numbered(
         count_failed, first = len(total.failed), next((error for _, error in total.failed), "")
         none = f"none of the {count_failed} samples can be read; the first failure: {first}"
         raise DataError(none if total.failed else "there is no sample to evaluate")
-    return Evaluation(total.score, total.tally, paper_account(total.tally, model.plan), total.mode)
+    return Evaluation(total.score, total.tally, paper_account(total.tally, model.plan), total.mode, total.kernel)
 
 
 def _saved(book: Journal | None, steps: int, group: Group) -> tuple[int, Outcome]:
     """How many batches the journal has and what they gave, the same on every process."""
-    total = Outcome(Agreement(steps), Tally(steps), "", [])
+    total = Outcome(Agreement(steps), Tally(steps), "", "", [])
     entries = book.entries if book is not None else []
     for number, entry in enumerate(entries):
         if entry["batch"] != number:
@@ -222,13 +226,13 @@ def _rounds(shares: Iterator[dict[str, Any]], group: Group) -> Iterator[list[dic
 def _outcome(model: SpikingModel, item: Numbered, steps: int, mode: str, watch: Watch | None) -> Outcome:
     score, batch = Agreement(steps), item.batch
     if batch is None:
-        return Outcome(score, Tally(steps), "", list(item.failed))
+        return Outcome(score, Tally(steps), "", "", list(item.failed))
     run = model.simulate(batch.inputs, steps, mode=mode)
     labels = None if batch.labels is None else batch.labels.to(run.outputs.device)
     score.update(model.source(batch.inputs), run.outputs, labels)
     if watch is not None:
         watch(run, labels)
-    return Outcome(score, run.spikes, run.mode, list(item.failed))
+    return Outcome(score, run.spikes, run.mode, run.kernel, list(item.failed))
 
 
 def _content(batch: LabelledBatch | None) -> str:

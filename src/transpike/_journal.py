@@ -20,6 +20,7 @@ import torch
 
 from .codecs.frame_file import frames_digest
 from .errors import ConfigError
+from .products import refusal
 from .zoo import digest
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def identity(model: SpikingModel, steps: int, mode: str) -> dict[str, Any]:
         "mode": mode,
         "max_memory": model.max_memory,
         "precision": model.precision,
+        "products": "of means" if refusal(device) else f"of spikes where {model.kernel}",
         "dtype": sorted({str(p.dtype).removeprefix("torch.") for p in model.whole.module.parameters()}),
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu {torch.backends.cpu.get_cpu_capability()}",
         "threads": None if cuda else torch.get_num_threads(),

@@ -194,7 +194,10 @@ def _neuron_temporaries(
 
 
 def _temporaries(node: torch.fx.Node, batch: int) -> int:
-    """What an operator allocates beside its output: a matrix product copies of operands that are not contiguous."""
+    """What an operator allocates beside its output: a matrix product copies of operands that are not contiguous, a
+    linear layer its weights in three parts of two bytes."""
+    if node.target is aten.linear.default:
+        return 6 * _elements(node.args[1], 1)  # type: ignore[arg-type]
     return sum(_bytes(operand, batch) for operand in node.all_input_nodes) if node.target in MATMULS else 0
 
 

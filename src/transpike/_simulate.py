@@ -21,7 +21,7 @@ from ._from_spikes import Layers, layers_of_spikes
 from ._memory import pieces, samples_at_once
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
-from .neurons import KERNELS, choose, compiled_trajectory, fire_once, fits, trajectory
+from .neurons import choose, compiled_once, compiled_trajectory, fire_once, fits, trajectory
 from .products import three_products
 
 if TYPE_CHECKING:
@@ -90,10 +90,9 @@ def simulate(
     leaves = model.prepare(inputs)
     samples = model.samples_in(leaves)
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
-    chosen = "eager (steps run one by one)" if not folded else kernel or model.kernel
-    if chosen in KERNELS:
-        chosen = choose(chosen, model.neurons_per_sample * samples * steps, model.device)
-    layers = layers_of_spikes(model, steps) if chosen == "compiled" and precision == "float32" else {}
+    chosen = chosen_kernel(model, kernel, samples * steps)
+    compiled = chosen == "compiled"
+    layers = layers_of_spikes(model, steps) if compiled and folded and precision == "float32" else {}
     budget = model.max_memory if max_memory is None else max_memory
     size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
     runs = []
@@ -101,12 +100,20 @@ def simulate(
         tally = Tally(steps, samples=model.samples_in(part))
         with in_precision(model, precision):
             if folded:
-                output = _folded(model, part, tally, count, chosen == "compiled", layers)
+                output = _folded(model, part, tally, count, compiled, layers)
             else:
-                output = _streaming(model, part, tally, count)
+                output = _streaming(model, part, tally, count, compiled)
         runs.append((output.float() if precision == "bfloat16" else output, tally))
     chosen += f", {len(layers)} linear layers from spikes" if layers else ""
     return _joined(model, runs, "folded" if folded else "streaming", chosen)
+
+
+def chosen_kernel(model: SpikingModel, kernel: str | None, passes: int) -> str:
+    """ "compiled", or "eager" with the reason; what is chosen already stays."""
+    kernel = kernel or model.kernel
+    if kernel.startswith("eager ("):
+        return kernel
+    return choose(kernel, model.neurons_per_sample * passes, model.device)
 
 
 def in_precision(model: SpikingModel, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -221,7 +228,9 @@ def batch_axis_of_output(output: torch.fx.Node) -> int:
     return batch_axis(result[0] if isinstance(result, (tuple, list)) else result)  # type: ignore[arg-type]
 
 
-def _streaming(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool) -> torch.Tensor:
+def _streaming(
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool
+) -> torch.Tensor:
     crossing = once(model, leaves)
     state: dict[str, torch.Tensor] = {}
     counter = _counter(model, tally, 1) if count else None
@@ -229,20 +238,31 @@ def _streaming(model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tal
     for t in range(1, tally.steps + 1):
         if counter is not None:
             counter.step = t - 1
-        outputs.append(step(model, crossing, state, t, counter))
+        outputs.append(step(model, crossing, state, t, counter, compiled=compiled))
+        if compiled and bool(outputs[-1].isnan().any()):
+            _streaming(model, leaves, Tally(tally.steps, samples=tally.samples), False, False)  # says at which site
     return torch.stack(outputs)
 
 
 def step(
-    model: SpikingModel, crossing: Values, state: dict[str, torch.Tensor], t: int, counter: Counter | None
+    model: SpikingModel,
+    crossing: Values,
+    state: dict[str, torch.Tensor],
+    t: int,
+    counter: Counter | None,
+    *,
+    compiled: bool = False,
 ) -> torch.Tensor:
-    """One step of all neurons; `state` (by site) is what step t-1 left and is replaced by what step t leaves."""
+    """One step of all neurons; `state` (by site) is what step t-1 left and is replaced by what step t leaves. Compiled,
+    the output is NaN where a site received what is not finite."""
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
-        _require_finite(site, value)
         neuron, threshold = model.neurons[site], model.thresholds[site]
-        after, out, spikes = fire_once(neuron, state.get(site), t, value, threshold, count=counter is not None)
+        run = compiled_once if compiled and fits(neuron, threshold) else fire_once
+        if run is fire_once:
+            _require_finite(site, value)
+        after, out, spikes = run(neuron, state.get(site), t, value, threshold, count=counter is not None)
         state[site] = after
         if counter is not None and spikes is not None:
             axis = batch_axis(marker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ Quantise = Callable[[torch.Tensor], torch.Tensor]
 Stepped = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def rate_step(quantise: Quantise, state: torch.Tensor | None, t: int, mean_in: torch.Tensor) -> Stepped:
+def rate_step(quantise: Quantise, state: torch.Tensor | None, t: Any, mean_in: torch.Tensor) -> Stepped:
     """Rate code, the mean: a tracking quantiser with soft reset and zero initial potential.
 
         m(t) = t M_in(t) - S(t-1);  s(t) = Q(m(t));  S(t) = S(t-1) + s(t);  M_out(t) = S(t) / t
@@ -25,7 +26,9 @@ def rate_step(quantise: Quantise, state: torch.Tensor | None, t: int, mean_in: t
     potential = drive * t if state is None else torch.sub(drive * t, state)
     emitted = quantise(potential)
     state = emitted.clone() if state is None else state + emitted
-    return state, state / t if t & (t - 1) else state * (1 / t), emitted  # the same number, and quicker
+    if isinstance(t, int) and not t & (t - 1):
+        return state, state * (1 / t), emitted  # the same number, and quicker
+    return state, state / t, emitted
 
 
 def sum_step(quantise: Quantise, state: torch.Tensor | None, t: int, mean_in: torch.Tensor) -> Stepped:

@@ -110,9 +110,7 @@ def compiled_trajectory(
     neuron, steps, shape = plain(neuron), mean_in.shape[0], mean_in.shape
     framed = bool(beside.tensors())
     flat = mean_in.reshape(*shape[: 1 + framed], -1)
-    computed = functools.reduce(
-        torch.promote_types, (part.dtype for part in beside.tensors().values()), state_dtype(mean_in.dtype)
-    )
+    computed = _computed(beside, mean_in)
     parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
     out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=flat.device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(2 * masks)]
@@ -130,6 +128,34 @@ def compiled_trajectory(
         return out.view(shape), None, None
     fired, spoken = (mark.view(shape) for mark in marks)
     return out.view(shape), fired.view(spike_dtype(neuron)), spoken.view(torch.bool)
+
+
+def compiled_once(
+    neuron: Neuron, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold, *, count: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`neurons.fire_once`, compiled: the same arguments and results, but `state` becomes what it is after the step, in
+    the same memory. Where the input is NaN or infinite the output is NaN."""
+    frame = getattr(neuron, "frame", None) or Frame()
+    beside = _by_row(frame, mean_in[None])
+    if beside is None:
+        inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
+        state, out, spikes = compiled_once(inner, state, t, frame.enter(mean_in), threshold, count=count)
+        return state, frame.leave(out), spikes
+    neuron, framed = plain(neuron), bool(beside.tensors())
+    computed = _computed(beside, mean_in)
+    state = torch.zeros(mean_in.shape, dtype=computed, device=mean_in.device) if state is None else state
+    out = torch.empty(mean_in.shape, dtype=computed, device=mean_in.device)
+    spikes = [torch.empty(mean_in.shape, dtype=torch.uint8, device=mean_in.device)] if count else []
+    parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
+    form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, count, framed, False)
+    flat = (x.reshape(*x.shape[:framed], -1) for x in (state, mean_in, out, *spikes))
+    _compiled_once(form)(_numbers((*parameters, float(t)), computed, out.device), beside, *flat)
+    return state, out, spikes[0].view(spike_dtype(neuron)) if count else None
+
+
+def _computed(beside: Frame, mean_in: torch.Tensor) -> torch.dtype:
+    parts = (part.dtype for part in beside.tensors().values())
+    return functools.reduce(torch.promote_types, parts, state_dtype(mean_in.dtype))
 
 
 def _by_row(frame: Frame, mean_in: torch.Tensor) -> Frame | None:
@@ -176,36 +202,68 @@ def _options(form: Form) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if hasattr(config, name)}
 
 
+def _firing(form: Form) -> Callable[..., tuple[Any, Any, Any]]:
+    """A step of a neuron of this form, for the compiler: its state, what it gives, and how often it fired."""
+    step, kind = STEPS[form.code], form.kind
+    at_once = hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2])) and not form.emitted
+
+    def fire(parameters: list[Any], frame: Frame, state: Any, time: Any, mean_in: torch.Tensor) -> tuple[Any, Any, Any]:
+        count: Any = 0.0
+        mean_in = frame.enter(mean_in) if form.framed else mean_in
+        if at_once:
+            drive = mean_in.to(state_dtype(mean_in.dtype))
+            state, mean_out, count = kind.firings(state, drive, form.pulses, *parameters, count=form.masks)
+        else:
+            for _ in range(form.pulses):
+                state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, time, mean_in)
+                count = count + torch.where(emitted != 0, 1.0, 0.0)
+        given = emitted if form.emitted else mean_out
+        if not getattr(kind, "spreads_nan", False):
+            given = given + mean_in * 0.0  # nothing, but NaN for what is not finite
+        return state, frame.leave(given) if form.framed else given, count
+
+    return fire
+
+
 @functools.cache
 def _compiled(form: Form) -> Callable[..., None]:
     """Numbers that differ from site to site are arguments, so that one kernel serves all sites of a network."""
     LOG.info("compiling the %s kernel for steps %d to %d", form.kind.name, form.first + 1, form.last)
-    step, kind = STEPS[form.code], form.kind
-    at_once = hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2])) and not form.emitted
+    fire = _firing(form)
 
     def run(numbers: torch.Tensor, frame: Frame, kept: list, means: list, out: list, *marks: list) -> None:
         parameters = _as_compiled(form.parameters, numbers)
         state = kept[0] if form.first else None
         for t, time in enumerate(range(form.first + 1, form.last + 1)):
-            count: Any = 0.0
-            mean_in = frame.enter(means[t]) if form.framed else means[t]
-            if at_once:
-                drive = mean_in.to(state_dtype(mean_in.dtype))
-                state, mean_out, count = kind.firings(state, drive, form.pulses, *parameters, count=form.masks)
-            else:
-                for _ in range(form.pulses):
-                    state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, time, mean_in)
-                    count = count + torch.where(emitted != 0, 1.0, 0.0)
-            given = emitted if form.emitted else mean_out
-            if not getattr(kind, "spreads_nan", False):
-                given = given + mean_in * 0.0  # nothing, but NaN for what is not finite
-            out[t].copy_(frame.leave(given) if form.framed else given)
+            state, given, count = fire(parameters, frame, state, time, means[t])
+            out[t].copy_(given)
             if form.masks:
                 marks[0][t].copy_(count.to(torch.uint8))
                 marks[1][t].copy_(torch.where(state != 0, 1.0, 0.0).to(torch.uint8))
         if form.more:
             kept[0].copy_(state)
 
+    return _compile(run, form)
+
+
+@functools.cache
+def _compiled_once(form: Form) -> Callable[..., None]:
+    """One step, whichever it is: its number is an argument too."""
+    LOG.info("compiling the %s kernel for one step", form.kind.name)
+    fire = _firing(form)
+
+    def run(numbers: torch.Tensor, frame: Frame, state: torch.Tensor, mean_in: Any, out: Any, *marks: Any) -> None:
+        parameters = _as_compiled(form.parameters, numbers[:-1])
+        after, given, count = fire(parameters, frame, state, numbers[-1], mean_in)
+        out.copy_(given)
+        if form.masks:
+            marks[0].copy_(count.to(torch.uint8))
+        state.copy_(after)
+
+    return _compile(run, form)
+
+
+def _compile(run: Callable[..., None], form: Form) -> Callable[..., None]:
     compiled = torch.compile(run, dynamic=True, fullgraph=True, options=_options(form))
 
     def call(*arguments: Any) -> None:

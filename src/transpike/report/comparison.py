@@ -139,6 +139,7 @@ def _entry(outcome: Outcome, steps: tuple[int, ...]) -> dict[str, Any]:
         "recipe": outcome.recipe.to_json(),
         "error": outcome.error or None,
         "mode": outcome.evaluation.mode if outcome.evaluation is not None else None,
+        "kernel": outcome.evaluation.kernel if outcome.evaluation is not None else None,
         "seconds": outcome.seconds if fits else None,
         "points": [point(outcome, t) for t in steps] if fits else [],
         "uncounted": list(outcome.sheet.uncounted) if outcome.sheet is not None else [],

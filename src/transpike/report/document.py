@@ -54,7 +54,7 @@ def document(
         "labelled": score.labelled,
         "steps": score.steps,
         "mode": evaluation.mode,
-        "kernel": model.kernel,
+        "kernel": evaluation.kernel,
         "energy": evaluation.energy.to_json(),
         "energy_sheet": model.energy_sheet(tally, prices).to_json(),
         "sites": _sites(model, tally),
