@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import transpike
-from transpike._from_spikes import layers_of_spikes
+from transpike._from_spikes import from_spikes
 from transpike.neurons import (
     Differential,
     Frame,
@@ -27,12 +27,19 @@ from transpike.types import Threshold
 
 CPU = torch.device("cpu")
 needs_units = pytest.mark.skipif(bool(refusal(CPU)), reason=refusal(CPU))
-SHAPES = [(1, 1, 2, 1), (3, 5, 130, 77), (4, 197, 192, 576), (2, 64, 64, 64), (5, 65, 34, 80), (1, 130, 768, 10)]
+SHAPES = [
+    (1, 1, 2, 1, 1),
+    (3, 5, 130, 77, 1),
+    (4, 197, 192, 576, 1),
+    (2, 64, 64, 64, 1),
+    (5, 13, 34, 80, 5),
+    (1, 130, 768, 10, 2),
+]
 
 
-def spikes_of(steps: int, rows: int, inner: int, theta: float = 0.37109375) -> torch.Tensor:
+def spikes_of(steps: int, rows: int, inner: int, *, outer: int = 1, theta: float = 0.37109375) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(-1, 2, (steps * rows, inner), generator=generator)
+    signs = torch.randint(-1, 2, (outer, steps, rows, inner), generator=generator)
     return (theta * signs * torch.exp2(-torch.randint(0, 8, signs.shape, generator=generator).float())).bfloat16()
 
 
@@ -42,32 +49,33 @@ def randn(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("rate", [True, False])
 def test_the_definition_is_the_layer_of_the_mean_after_each_step(rate: bool) -> None:
-    spikes, weight, bias = spikes_of(3, 4, 6).view(12, 1, 6), randn(5, 6).double(), randn(5).double()
-    found = means_as_defined(spikes, weight, bias, 3, rate).view(3, 4, 5)
+    spikes, weight, bias = spikes_of(3, 4, 6, outer=2), randn(5, 6).double(), randn(5).double()
+    found = means_as_defined(spikes, weight, bias, rate)
     for t in range(1, 4):
-        said = sum(spikes.double().view(3, 4, 6)[:t]) / (t if rate else 1)
-        torch.testing.assert_close(found[t - 1], said @ weight.T + bias)
+        said = sum(spikes.double().unbind(1)[:t]) / (t if rate else 1)
+        torch.testing.assert_close(found[:, t - 1], said @ weight.T + bias)
 
 
 @needs_units
 @pytest.mark.parametrize("rate", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize(("steps", "rows", "inner", "columns"), SHAPES)
+@pytest.mark.parametrize(("steps", "rows", "inner", "columns", "outer"), SHAPES)
 def test_the_error_is_that_of_float32(
-    steps: int, rows: int, inner: int, columns: int, with_bias: bool, rate: bool
+    steps: int, rows: int, inner: int, columns: int, outer: int, with_bias: bool, rate: bool
 ) -> None:
     """Every product is exact; additions in float32 err by at most 2^-24 of what is added so far, each."""
-    spikes, weight = spikes_of(steps, rows, inner), randn(columns, inner)
+    spikes, weight = spikes_of(steps, rows, inner, outer=outer), randn(columns, inner)
     bias = randn(columns) if with_bias else None
-    found = linear_of_spikes(spikes, weight, bias, steps=steps, rate=rate)
-    exact = means_as_defined(spikes, weight.double(), None if bias is None else bias.double(), steps, rate)
-    size = means_as_defined(
-        spikes.abs(), weight.abs().double(), None if bias is None else bias.abs().double(), steps, rate
-    )
+    grouped = spikes.view(outer, steps * rows, 1, inner)
+    found = linear_of_spikes(grouped, weight, bias, steps=steps, rate=rate, outer=outer)
+    assert found.dtype == torch.float32 and found.shape == (outer, steps * rows, 1, columns)
+    found = found.view(outer, steps, rows, columns)
+    wide = None if bias is None else bias.double()
+    exact = means_as_defined(spikes, weight.double(), wide, rate)
+    size = means_as_defined(spikes.abs(), weight.abs().double(), None if wide is None else wide.abs(), rate)
     error = (found - exact).abs()
-    assert found.dtype == torch.float32 and found.shape == exact.shape
     assert (error <= 2.0**-21 * size + 1e-30).all()
-    plain = means_as_defined(spikes, weight, bias, steps, rate)
+    plain = means_as_defined(spikes, weight, bias, rate)
     assert error.max() <= 2 * (plain - exact).abs().max() + 1e-30, "no worse than a float32 product"
 
 
@@ -82,23 +90,23 @@ def test_sums_that_float32_holds_are_exact() -> None:
     spikes = spikes_of(4, 9, 64, theta=1.0)
     weight = torch.randint(-(2**9), 2**9, (80, 64), generator=torch.Generator().manual_seed(0)).float()
     found = linear_of_spikes(spikes, weight, steps=4, rate=False)
-    assert torch.equal(found, means_as_defined(spikes, weight.double(), None, 4, False).float())
+    assert torch.equal(found, means_as_defined(spikes, weight.double(), None, False).float())
 
 
 @needs_units
 def test_rows_and_threads_change_no_bit() -> None:
-    spikes, weight, bias = spikes_of(2, 150, 96).view(2, 150, 96), randn(200, 96), randn(200)
+    spikes, weight, bias = spikes_of(2, 150, 96, outer=3), randn(200, 96), randn(200)
     before = torch.get_num_threads()
     try:
         found = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(linear_of_spikes(spikes.flatten(0, 1), weight, bias, steps=2, rate=True))
+            found.append(linear_of_spikes(spikes, weight, bias, steps=2, rate=True, outer=3))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in pairwise(found))
-    some = linear_of_spikes(spikes[:, :7].flatten(0, 1), weight, bias, steps=2, rate=True)
-    assert torch.equal(some, found[0].view(2, 150, 200)[:, :7].flatten(0, 1))
+    some = linear_of_spikes(spikes[1:, :, :7], weight, bias, steps=2, rate=True, outer=2)
+    assert torch.equal(some, found[0][1:, :, :7])
 
 
 @pytest.mark.parametrize("case", ["odd", "float64", "turned"])
@@ -107,7 +115,7 @@ def test_what_the_units_do_not_take_is_computed_as_defined(case: str) -> None:
     spikes, weight = spikes_of(2, 3, inner), randn(5, inner)
     weight = weight.double() if case == "float64" else randn(inner, 5).T if case == "turned" else weight
     found = linear_of_spikes(spikes, weight, steps=2, rate=True)
-    assert found.dtype == weight.dtype and torch.equal(found, means_as_defined(spikes, weight, None, 2, True))
+    assert found.dtype == weight.dtype and torch.equal(found, means_as_defined(spikes, weight, None, True))
 
 
 def test_which_neurons_emit_one_number() -> None:
@@ -145,28 +153,34 @@ def test_what_is_emitted_adds_up_to_the_means(neuron, framed: bool) -> None:  # 
 
 
 class Branches(nn.Module):
-    """One value that two linear layers and a product read, one that only linear layers read."""
+    """What only linear layers read, in several groupings; and what something else reads as well."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(8, 8) for _ in range(5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.relu(self.a(x))
-        z = torch.relu(self.b(y) + self.c(y))
-        return self.d(z) @ z.mT
+        x = torch.relu(self.a(x)).transpose(0, 1).contiguous()  # tokens first
+        y = torch.relu(self.b(x) + self.c(x.view(-1, 4, 2)[:, :, :].reshape(-1, 8)).view(x.shape)).transpose(0, 1)
+        z = torch.relu(self.d(y))
+        return self.e(z) @ z.mT
 
 
 def test_sites_that_only_linear_layers_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transpike._from_spikes.refusal", lambda device: "")
     torch.manual_seed(0)
-    snn = transpike.convert(Branches().eval(), [torch.randn(4, 3, 8)], "ecmt")
-    modules = {snn.layers_by_node[node.name].module for node in layers_of_spikes(snn, 2)}
-    assert {"b", "c"} <= modules
-    assert all(
-        {reader.target for reader in marker.users} == {torch.ops.aten.linear.default} for marker in snn.program.fed
-    )
-    assert not layers_of_spikes(snn.to(torch.float64), 2)
+    images = torch.randn(4, 3, 8)
+    snn = transpike.convert(Branches().eval(), [images], "ecmt")
+    spoken = from_spikes(snn, 2)
+    assert {"b", "c", "d"} <= {snn.layers_by_node[node.name].module for node in spoken.layers}
+    assert {reader.target for reader in spoken.layers} == {torch.ops.aten.linear.default}
+    for marker in snn.program.fed:
+        assert not any("matmul" in str(reader.target) for reader in marker.users)
+    eager = snn.simulate(images, 3, kernel="eager")
+    run = snn.simulate(images, 3, kernel="compiled")
+    torch.testing.assert_close(run.outputs, eager.outputs)
+    assert run.spikes.to_json() == eager.spikes.to_json()
+    assert not from_spikes(snn.to(torch.float64), 2).layers
 
 
 @pytest.mark.parametrize("recipe", ["ecmt", "differential"])

@@ -15,6 +15,14 @@ from . import ops, products
 
 aten = torch.ops.aten
 Values = dict[torch.fx.Node, Any]
+# Keep the order of elements, and what is beside the last dimensions.
+REGROUPING = (
+    aten.reshape.default,
+    aten.view.default,
+    aten.flatten.using_ints,
+    aten.contiguous.default,
+    aten.dropout.default,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Program:
     (`meta["late"]`: weights fetched for the node that follows) where their reader is. crossing -- prefix nodes that the
     body reads. dead_after -- values nobody reads after a node. scaled -- by the node that multiplies a product by a
     power of two, the product, if nobody else reads it. fed -- by site, the linear layers that read it, where nothing
-    else does.
+    else does (in whatever grouping of its dimensions).
     """
 
     module: torch.fx.GraphModule
@@ -75,15 +83,25 @@ def _scaled(nodes: Sequence[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node
 def _fed(
     nodes: Sequence[torch.fx.Node], crossing: set[torch.fx.Node]
 ) -> dict[torch.fx.Node, tuple[torch.fx.Node, ...]]:
-    def listens(reader: torch.fx.Node, site: torch.fx.Node) -> bool:
-        first, *constants = reader.args if reader.target is aten.linear.default else (None,)
-        return first is site and all(value in crossing and value.op == "get_attr" for value in constants if value)
+    found = {node: _listeners(node, crossing) for node in nodes if ops.is_site(node)}
+    return {site: tuple(readers) for site, readers in found.items() if readers}
 
-    return {
-        node: tuple(node.users)
-        for node in nodes
-        if ops.is_site(node) and node.users and all(listens(reader, node) for reader in node.users)
-    }
+
+def _listeners(value: torch.fx.Node, crossing: set[torch.fx.Node]) -> list[torch.fx.Node] | None:
+    """The linear layers that read a value, if all its readers are linear layers, with constant weights."""
+    found: list[torch.fx.Node] = []
+    for reader in value.users:
+        first, *others = reader.args or (None,)
+        below: list[torch.fx.Node] | None = None
+        if first is value and reader.target in REGROUPING:
+            below = _listeners(reader, crossing)
+        elif first is value and reader.target is aten.linear.default:
+            constant = all(other in crossing and other.op == "get_attr" for other in others if other)  # type: ignore
+            below = [reader] if constant else None
+        if below is None:
+            return None
+        found += below
+    return found
 
 
 def _dead_after(nodes: Sequence[torch.fx.Node], kept: set[torch.fx.Node]) -> dict[torch.fx.Node, tuple]:

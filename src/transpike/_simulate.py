@@ -17,7 +17,7 @@ import torch.fx
 
 from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
-from ._from_spikes import Layers, layers_of_spikes
+from ._from_spikes import Spoken, from_spikes
 from ._memory import pieces, samples_at_once
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
@@ -92,7 +92,7 @@ def simulate(
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
     chosen = chosen_kernel(model, kernel, samples * steps)
     compiled = chosen == "compiled"
-    layers = layers_of_spikes(model, steps) if compiled and folded and precision == "float32" else {}
+    spoken = from_spikes(model, steps) if compiled and folded and precision == "float32" else Spoken()
     budget = model.max_memory if max_memory is None else max_memory
     size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
     runs = []
@@ -100,11 +100,11 @@ def simulate(
         tally = Tally(steps, samples=model.samples_in(part))
         with in_precision(model, precision):
             if folded:
-                output = _folded(model, part, tally, count, compiled, layers)
+                output = _folded(model, part, tally, count, compiled, spoken)
             else:
                 output = _streaming(model, part, tally, count, compiled)
         runs.append((output.float() if precision == "bfloat16" else output, tally))
-    chosen += f", {len(layers)} linear layers from spikes" if layers else ""
+    chosen += f", {len(spoken.layers)} linear layers from spikes" if spoken.sites else ""
     return _joined(model, runs, "folded" if folded else "streaming", chosen)
 
 
@@ -164,7 +164,7 @@ def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: s
 
 
 def _folded(
-    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool, layers: Layers
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool, spoken: Spoken
 ) -> torch.Tensor:
     steps = tally.steps
     values = once(model, leaves)
@@ -179,17 +179,17 @@ def _folded(
         run = compiled_trajectory if compiled and fits(neuron, threshold) else trajectory
         if run is trajectory:
             _require_finite(site, value)
-        elif next(iter(marker.users)) in layers:
+        elif marker in spoken.sites:
             run = partial(run, emitted=True)
         drive = per_step(value, steps, axis)
-        out, fired, spoken = run(neuron, drive, threshold, masks=count, dtype=rounded)
-        if counter is not None and fired is not None and spoken is not None:
-            counter.fired(marker, fired, spoken)
+        out, fired, summed = run(neuron, drive, threshold, masks=count, dtype=rounded)
+        if counter is not None and fired is not None and summed is not None:
+            counter.fired(marker, fired, summed)
         return fold_back(out, axis)
 
-    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, layers)
+    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, spoken.layers)
     if compiled and bool(output.isnan().any()):
-        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False, {})  # says at which site
+        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False, Spoken())  # says at which site
     return per_step(output, steps, batch_axis_of_output(model.program.output))
 
 

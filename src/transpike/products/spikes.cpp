@@ -47,11 +47,12 @@ void split(const float* weight, int64_t columns, int64_t K, at::BFloat16* packed
   }
 }
 
-// sums [rows, COLUMNS] times share plus bias, to rows of `stride`. Whole rows of cache lines go past the caches: a
-// layer's output is larger than they are.
-void write(const float* __restrict sums, const float* bias, float share, float* __restrict to, int64_t rows,
-           int64_t columns, int64_t stride, bool whole) {
-  for (int64_t r = 0; r < rows; ++r, sums += COLUMNS, to += stride) {
+// sums [rows, COLUMNS] times share plus bias. Row r of the step goes to row (r / inner) T inner + r % inner of `to`.
+// Whole cache lines go past the caches: a layer's output is larger than they are.
+void write(const float* __restrict sums, const float* bias, float share, float* means, int64_t first, int64_t rows,
+           int64_t inner, int64_t apart, int64_t columns, int64_t N, bool whole) {
+  for (int64_t r = first; r < first + rows; ++r, sums += COLUMNS) {
+    float* __restrict to = means + (r / inner * apart + r % inner) * N;
     if (whole)
       for (int64_t j = 0; j < COLUMNS; j += 16) {
         const __m512 value = _mm512_mul_ps(_mm512_load_ps(sums + j), _mm512_set1_ps(share));
@@ -64,12 +65,13 @@ void write(const float* __restrict sums, const float* bias, float share, float* 
 
 }  // namespace
 
-// spikes [T, M, K]; weight [N, K]; bias [N] or null; packed: room for PARTS x K x N, N rounded up to COLUMNS.
-// means [T, M, N]: of steps 1..t where `rate`, else sums. `group`: blocks of COLUMNS whose weights fit in the cache.
+// spikes [T, outer x inner, K]; weight [N, K]; bias [N] or null; packed: room for PARTS x K x N, N rounded up to COLUMNS.
+// means [outer, T, inner, N]: of steps 1..t where `rate`, else sums. `group`: blocks of COLUMNS whose weights fit in the
+// cache.
 extern "C" void linear_of_spikes(const at::BFloat16* spikes, const float* weight, const float* bias,
-                                 at::BFloat16* packed, float* means, int64_t T, int64_t M, int64_t K, int64_t N,
-                                 int64_t rate, int64_t group) {
-  const int64_t blocks = (N + COLUMNS - 1) / COLUMNS, tiles = (M + ROWS - 1) / ROWS, size = K * COLUMNS;
+                                 at::BFloat16* packed, float* means, int64_t T, int64_t outer, int64_t inner, int64_t K,
+                                 int64_t N, int64_t rate, int64_t group) {
+  const int64_t M = outer * inner, blocks = (N + COLUMNS - 1) / COLUMNS, tiles = (M + ROWS - 1) / ROWS, size = K * COLUMNS;
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       split(weight + i * size, std::min(COLUMNS, N - i * COLUMNS), K, packed + i * PARTS * size);
@@ -88,7 +90,7 @@ extern "C" void linear_of_spikes(const at::BFloat16* spikes, const float* weight
             at::native::cpublas::brgemm(rows, COLUMNS, K, K, COLUMNS, COLUMNS, true, spikes + (t * M + m) * K,
                                         packed + (block * PARTS + part) * size, sums);
           write(sums, bias ? bias + n : nullptr, rate ? 1.0f / static_cast<float>(t + 1) : 1.0f,
-                means + (t * M + m) * N + n, rows, columns, N, aligned && columns == COLUMNS);
+                means + t * inner * N + n, m, rows, inner, T * inner, columns, N, aligned && columns == COLUMNS);
         }
       }
     }

@@ -29,22 +29,26 @@ PARTS, COLUMNS = 3, 64  # as in spikes.cpp
 FLAGS = ("-O3", "-march=native", "-ftree-loop-vectorize", "-mprefer-vector-width=512")
 
 
-def linear_of_spikes(spikes: Tensor, weight: Tensor, bias: Tensor | None = None, *, steps: int, rate: bool) -> Tensor:
+def linear_of_spikes(
+    spikes: Tensor, weight: Tensor, bias: Tensor | None = None, *, steps: int, rate: bool, outer: int = 1
+) -> Tensor:
     """Running means (`rate`) or sums of what a linear layer makes of spikes.
 
-    Arguments: spikes -- [T * B, ..., K], what was emitted in each step, in bfloat16, time outermost. weight -- [N, K].
-    Returns: [T * B, ..., N], the layer's output on the mean of steps 1..t (or on their sum), bias included.
+    Arguments: spikes -- [outer, T, rows, K] in any grouping of the first three, what was emitted in each step, in
+    bfloat16. weight -- [N, K].
+    Returns: the same with N for K, the layer's output on the mean of steps 1..t (or on their sum), bias included.
     """
     means = _means_on_matrix_units if _fits(spikes, weight, bias) else means_as_defined
-    return means(spikes, weight, bias, steps, rate)
+    said = spikes.reshape(outer, steps, -1, spikes.shape[-1])
+    return means(said, weight, bias, rate).view(*spikes.shape[:-1], weight.shape[0])
 
 
-def means_as_defined(spikes: Tensor, weight: Tensor, bias: Tensor | None, steps: int, rate: bool) -> Tensor:
-    """The same in plain PyTorch."""
-    sums = spikes.view(steps, -1, spikes.shape[-1]).to(weight.dtype).cumsum(0)
+def means_as_defined(spikes: Tensor, weight: Tensor, bias: Tensor | None, rate: bool) -> Tensor:
+    """The same of [outer, T, rows, K] in plain PyTorch."""
+    sums, steps = spikes.to(weight.dtype).cumsum(1), spikes.shape[1]
     if rate:
         sums /= torch.arange(1, steps + 1, dtype=sums.dtype, device=sums.device).view(-1, 1, 1)
-    return torch.nn.functional.linear(sums.view(spikes.shape), weight, bias)
+    return torch.nn.functional.linear(sums, weight, bias)
 
 
 def refusal(device: torch.device) -> str:
@@ -56,30 +60,29 @@ def refusal(device: torch.device) -> str:
 
 @functools.cache
 def _refusal() -> str:
-    spikes, weight = torch.eye(66, dtype=torch.bfloat16).repeat(2, 1), torch.arange(70.0 * 66).view(70, 66)
+    spikes, weight = torch.eye(66, dtype=torch.bfloat16).repeat(3, 2, 1, 1), torch.arange(70.0 * 66).view(70, 66)
     try:
-        found = _means_on_matrix_units(spikes, weight, None, 2, True)
+        found = _means_on_matrix_units(spikes, weight, None, True)
     except Exception as error:  # noqa: BLE001 -- compilers fail in their own ways
         return f"the product could not be built ({type(error).__name__})"
-    return "" if torch.equal(found, weight.T.repeat(2, 1)) else "the product gives wrong results here"
+    return "" if torch.equal(found, weight.T.repeat(3, 2, 1, 1)) else "the product gives wrong results here"
 
 
 def _fits(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    tensors = [spikes, weight] if bias is None else [spikes, weight, bias]
-    plain = all(tensor.is_contiguous() and tensor.device.type == "cpu" for tensor in tensors)
-    dtypes = {tensor.dtype for tensor in tensors[1:]}
-    return plain and dtypes == {torch.float32} and weight.shape[1] % 2 == 0 and not refusal(spikes.device)
+    constants = [weight] if bias is None else [weight, bias]
+    plain = all(constant.is_contiguous() and constant.dtype == torch.float32 for constant in constants)
+    return plain and weight.shape[1] % 2 == 0 and not refusal(spikes.device)
 
 
-def _means_on_matrix_units(spikes: Tensor, weight: Tensor, bias: Tensor | None, steps: int, rate: bool) -> Tensor:
-    columns, inner = weight.shape
-    out = torch.empty(*spikes.shape[:-1], columns)
+def _means_on_matrix_units(spikes: Tensor, weight: Tensor, bias: Tensor | None, rate: bool) -> Tensor:
+    (outer, steps, rows, inner), columns = spikes.shape, weight.shape[0]
+    spikes = spikes.transpose(0, 1).contiguous()
+    out = torch.empty(outer, steps, rows, columns)
     packed = torch.empty(PARTS * inner * -(-columns // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
-    rows = out.numel() // max(columns * steps, 1)
     block = PARTS * 2 * inner * COLUMNS  # bytes
     at_once = max(1, torch.cpu.get_capabilities()["l2_cache_size"] // 2 // block)
-    pointers = (spikes, weight, bias, packed, out)
-    _built()(*(None if x is None else x.data_ptr() for x in pointers), steps, rows, inner, columns, rate, at_once)
+    pointers = (None if x is None else x.data_ptr() for x in (spikes, weight, bias, packed, out))
+    _built()(*pointers, steps, outer, rows, inner, columns, rate, at_once)
     return out
 
 
@@ -89,5 +92,5 @@ def _built() -> Callable[..., None]:
 
     library: Any = CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(), extra_flags=FLAGS)
     function = library.linear_of_spikes
-    function.argtypes, function.restype = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 6, None
+    function.argtypes, function.restype = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 7, None
     return function
