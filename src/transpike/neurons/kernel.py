@@ -159,14 +159,16 @@ def _computed(beside: Frame, mean_in: torch.Tensor) -> torch.dtype:
 
 
 def _by_row(frame: Frame, mean_in: torch.Tensor) -> Frame | None:
-    """The frame of one row of a trajectory [T, rows, ...], flat, or None where rows differ, or where what the compiler
-    makes of it rounds otherwise (a product and a sum in one instruction, as on GPUs)."""
+    """The frame of one row of a trajectory [T, rows, ...], flat and as wide as the state, because compilers do not
+    vectorise a mix of widths well; or None where rows differ, or where what the compiler makes of it rounds otherwise
+    (a product and a sum in one instruction, as on GPUs)."""
     if frame.shift is not None and mean_in.device.type != "cpu":
         return None
     row = mean_in.shape[2:]
     if any(part.dim() > len(row) and part.shape[0] != 1 for part in frame.tensors().values()):
         return None
-    return Frame(**{name: part.broadcast_to((1, *row)).reshape(-1) for name, part in frame.tensors().items()})
+    dtype = _computed(frame, mean_in)
+    return Frame(**{name: part.to(dtype).broadcast_to((1, *row)).reshape(-1) for name, part in frame.tensors().items()})
 
 
 @functools.lru_cache(maxsize=4096)
