@@ -72,14 +72,15 @@ def case(
         "eager, counting": lambda: snn.simulate(images, steps, kernel="eager"),
         "bfloat16": lambda: snn.simulate(images, steps, kernel="compiled", count=False, precision="bfloat16"),
         "bfloat16x3": lambda: snn.simulate(images, steps, kernel="compiled", count=False, precision="bfloat16x3"),
-        "streaming": lambda: snn.simulate(images, steps, mode="streaming", count=False),
+        "streaming": lambda: snn.simulate(images, steps, mode="streaming", kernel="compiled", count=False),
     }
+    said = snn.simulate(images[:2], steps, kernel="compiled", count=False).kernel
     if literal:
         thresholds = levels(snn)
         functions["step by step"] = lambda: step_by_step(source, images, thresholds, steps)
     if only:
         functions = {name: run for name, run in functions.items() if name in ("source", *only.split(";"))}
-    return {"steps": steps, "threads": torch.get_num_threads(), **ratios(functions, repeats, clock)}
+    return {"steps": steps, "threads": torch.get_num_threads(), "kernel": said, **ratios(functions, repeats, clock)}
 
 
 def main() -> None:

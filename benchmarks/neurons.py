@@ -4,7 +4,8 @@
 
 Time of a neuron over T steps, compiled and eager, as a ratio to copying the tensor of running means it reads, which
 holds `--elements` numbers at every T (elements / T neurons). `compiled` reads and writes what a copy does; with masks
-it also writes who fired and whose membrane is not empty. `copy_bytes_per_second` counts bytes read and written.
+it also writes who fired and whose membrane is not empty. `spikes`: it writes what is emitted, in bfloat16, as for
+linear layers that are computed from spikes. `copy_bytes_per_second` counts bytes read and written.
 Medians of runs taken in turns within this process. Whole models: models.py.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from timing import clock_of, ratios
 
-from transpike.neurons import NEURONS, Differential, Neuron, compiled_trajectory, trajectory
+from transpike.neurons import NEURONS, Differential, Neuron, compiled_trajectory, one_number, trajectory
 from transpike.report.machine import versions
 from transpike.types import Threshold
 
@@ -34,6 +35,8 @@ def kernel(neuron: Neuron, threshold: Threshold, steps: int, asked: argparse.Nam
         "compiled": lambda: compiled_trajectory(neuron, means, threshold, masks=False),
         "compiled, masks": lambda: compiled_trajectory(neuron, means, threshold, masks=True),
     }
+    if one_number(neuron, threshold):
+        functions["compiled, spikes"] = lambda: compiled_trajectory(neuron, means, threshold, masks=False, emitted=True)
     clock = clock_of("wall", asked.device)
     found = ratios(functions, asked.repeats, clock, unit="copy")
     slow = {"copy": means.clone, "eager, masks": lambda: trajectory(neuron, means, threshold, masks=True)}

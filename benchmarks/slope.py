@@ -37,13 +37,13 @@ def measured(parts: Any, asked: argparse.Namespace, mode: str) -> dict[str, Any]
     source, snn, images = parts
     images = images[: asked.batch]
     steps = [int(t) for t in asked.steps.split(",")]
-    how = {"mode": mode, "count": False, "max_memory": parse_size(asked.max_memory)}
-    how |= {"kernel": "compiled"} if mode == "folded" else {}
+    how = {"mode": mode, "count": False, "max_memory": parse_size(asked.max_memory), "kernel": "compiled"}
     ran: dict[int, str] = {}
 
     def simulation(t: int) -> Callable[[], None]:
         def run() -> None:
-            ran[t] = snn.simulate(images, t, **how).mode
+            done = snn.simulate(images, t, **how)
+            ran[t] = f"{done.mode}; {done.kernel}"
 
         return run
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -266,7 +267,10 @@ def _compiled_once(form: Form) -> Callable[..., None]:
 
 
 def _compile(run: Callable[..., None], form: Form) -> Callable[..., None]:
-    compiled = torch.compile(run, dynamic=True, fullgraph=True, options=_options(form))
+    # The compiler keeps and looks up what it made by code object: one for each form, or all forms share one list.
+    code = run.__code__.replace(co_name=f"{run.__name__}_{form.kind.__name__}")
+    own = types.FunctionType(code, run.__globals__, code.co_name, run.__defaults__, run.__closure__)
+    compiled = torch.compile(own, dynamic=True, fullgraph=True, options=_options(form))
 
     def call(*arguments: Any) -> None:
         with torch._dynamo.config.patch(recompile_limit=64):
