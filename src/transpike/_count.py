@@ -58,16 +58,17 @@ class Counter:
         self.spoken: dict[torch.fx.Node, torch.Tensor] = {}
         self.reach: dict[tuple[str, torch.Size], torch.Tensor] = {}
 
-    def fired(self, marker: torch.fx.Node, fired: torch.Tensor, spoken: torch.Tensor) -> None:
-        """Masks [T, ...] in the order time first; the mask is stored in the layout of the tensor."""
+    def fired(self, marker: torch.fx.Node, fired: torch.Tensor, spoken: torch.Tensor | None) -> None:
+        """Masks [T, ...] in the order time first; stored in the layout of the tensor. `spoken` is None where only
+        weight layers read the site."""
         neurons = fired[0].numel() // self.samples
         counts = self._by_sample(marker, fired)
         site = str(marker.args[1])
         self.spikes[site], self.sizes[site] = counts, fired.numel()
         self.tally.add_spikes(site, self.step, counts, neurons)
         axis = batch_axis(marker)
-        masks = [fired, spoken]
-        if self.terms == 2:
+        masks = [fired] if spoken is None else [fired, spoken]
+        if spoken is not None and self.terms == 2:
             last = self.spoken.get(marker, torch.zeros_like(spoken[:1]))
             masks.append(torch.cat([last, spoken[:-1]]))
             if self.folded < self.tally.steps:

@@ -182,8 +182,9 @@ def _folded(
         elif marker in spoken.sites:
             run = partial(run, emitted=True)
         drive = per_step(value, steps, axis)
-        out, fired, summed = run(neuron, drive, threshold, masks=count, dtype=rounded)
-        if counter is not None and fired is not None and summed is not None:
+        paired = marker not in model.program.fed  # a product of two signals may read it
+        out, fired, summed = run(neuron, drive, threshold, masks=count, sums=paired, dtype=rounded)
+        if counter is not None and fired is not None:
             counter.fired(marker, fired, summed)
         return fold_back(out, axis)
 
@@ -266,7 +267,8 @@ def step(
         state[site] = after
         if counter is not None and spikes is not None:
             axis = batch_axis(marker)
-            counter.fired(marker, per_step(spikes, 1, axis), per_step(after != 0, 1, axis))
+            summed = None if marker in model.program.fed else per_step(after != 0, 1, axis)
+            counter.fired(marker, per_step(spikes, 1, axis), summed)
         return out
 
     return run_body(model.program, crossing, fire, None if counter is None else counter.after)

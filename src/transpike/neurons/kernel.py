@@ -76,7 +76,8 @@ def one_number(neuron: Neuron, threshold: Threshold) -> bool:
 class Form(NamedTuple):
     """What a kernel is compiled for: all that is not a number of one site. `parameters`: by the neuron's parameters,
     "0" and "none" for what is exactly that, "same" for what equals the one before, "number" for the others. `first` and
-    `last`: it runs the steps between, counted from 0; `more`: others follow. `emitted`: it gives spikes, not means."""
+    `last`: it runs the steps between, counted from 0; `more`: others follow. `masks`: 1, who fired; 2, also whose sum
+    is not zero. `emitted`: it gives spikes, not means."""
 
     kind: Any
     code: str
@@ -85,7 +86,7 @@ class Form(NamedTuple):
     first: int
     last: int
     more: bool
-    masks: bool
+    masks: int
     framed: bool
     emitted: bool
 
@@ -96,6 +97,7 @@ def compiled_trajectory(
     threshold: Threshold,
     *,
     masks: bool,
+    sums: bool = True,
     dtype: torch.dtype | None = None,
     emitted: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -106,7 +108,8 @@ def compiled_trajectory(
     beside = _by_row(frame, mean_in)
     if beside is None:
         inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
-        out, fired, spoken = compiled_trajectory(inner, frame.enter(mean_in), threshold, masks=masks, emitted=emitted)
+        how = {"masks": masks, "sums": sums, "emitted": emitted}
+        out, fired, spoken = compiled_trajectory(inner, frame.enter(mean_in), threshold, **how)
         return rounded_to(out.dtype if emitted else dtype, frame.leave(out)), fired, spoken
     neuron, steps, shape = plain(neuron), mean_in.shape[0], mean_in.shape
     framed = bool(beside.tensors())
@@ -114,21 +117,19 @@ def compiled_trajectory(
     computed = _computed(beside, mean_in)
     parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
     out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=flat.device)
-    marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(2 * masks)]
+    marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(masks + (masks and sums))]
     state = [torch.empty(flat.shape[1:], dtype=computed, device=flat.device)] if steps > STEPS_AT_ONCE else []
     numbers = _numbers(parameters, computed, flat.device)
     for first in range(0, steps, STEPS_AT_ONCE):
         last = min(first + STEPS_AT_ONCE, steps)
         form = Form(
             *(type(neuron), neuron.code, neuron.pulses, _sorts(parameters)),
-            *(first, last, last < steps, masks, framed, emitted),
+            *(first, last, last < steps, len(marks), framed, emitted),
         )
         parts = (list(rows[first:last]) for rows in (flat, out, *marks))
         _compiled(form)(numbers, beside, state, *parts)
-    if not masks:
-        return out.view(shape), None, None
-    fired, spoken = (mark.view(shape) for mark in marks)
-    return out.view(shape), fired.view(spike_dtype(neuron)), spoken.view(torch.bool)
+    fired = marks[0].view(shape).view(spike_dtype(neuron)) if masks else None
+    return out.view(shape), fired, marks[1].view(shape).view(torch.bool) if masks and sums else None
 
 
 def compiled_once(
@@ -148,7 +149,7 @@ def compiled_once(
     out = torch.empty(mean_in.shape, dtype=computed, device=mean_in.device)
     spikes = [torch.empty(mean_in.shape, dtype=torch.uint8, device=mean_in.device)] if count else []
     parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
-    form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, count, framed, False)
+    form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, int(count), framed, False)
     flat = (x.reshape(*x.shape[:framed], -1) for x in (state, mean_in, out, *spikes))
     _compiled_once(form)(_numbers((*parameters, float(t)), computed, out.device), beside, *flat)
     return state, out, spikes[0].view(spike_dtype(neuron)) if count else None
@@ -215,7 +216,7 @@ def _firing(form: Form) -> Callable[..., tuple[Any, Any, Any]]:
         mean_in = frame.enter(mean_in) if form.framed else mean_in
         if at_once:
             drive = mean_in.to(state_dtype(mean_in.dtype))
-            state, mean_out, count = kind.firings(state, drive, form.pulses, *parameters, count=form.masks)
+            state, mean_out, count = kind.firings(state, drive, form.pulses, *parameters, count=form.masks > 0)
         else:
             for _ in range(form.pulses):
                 state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, time, mean_in)
@@ -242,6 +243,7 @@ def _compiled(form: Form) -> Callable[..., None]:
             out[t].copy_(given)
             if form.masks:
                 marks[0][t].copy_(count.to(torch.uint8))
+            if form.masks > 1:
                 marks[1][t].copy_(torch.where(state != 0, 1.0, 0.0).to(torch.uint8))
         if form.more:
             kept[0].copy_(state)

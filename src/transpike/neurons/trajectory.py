@@ -103,13 +103,15 @@ def trajectory(
     threshold: Threshold,
     *,
     masks: bool = False,
+    sums: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Run `neuron` over a whole trajectory, chunk by chunk.
 
-    Arguments: mean_in -- running means of the input after each step, [T, ...]. masks -- also say who fired.
-    dtype -- of the means that are returned, for readers that round them anyway; by default that of the state.
-    Returns: running means of the output [T, ...]; and, with masks, two tensors [T, ...]: how many spikes a neuron
+    Arguments: mean_in -- running means of the input after each step, [T, ...]. masks -- also say who fired and, with
+    `sums`, whose sum is not zero. dtype -- of the means that are returned, for readers that round them anyway; by
+    default that of the state.
+    Returns: running means of the output [T, ...]; and, where asked for, two tensors [T, ...]: how many spikes a neuron
     emitted in a step (bool where it emits at most one, else uint8), and whose emitted sum is non-zero after it (bool:
     what a compensated product multiplies with).
     Invariant: equals calling `advance` T times on whole tensors, bit for bit (but for rounding, in closed form).
@@ -117,21 +119,22 @@ def trajectory(
     frame = getattr(neuron, "frame", None)
     if frame is not None:
         inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
-        out, fired, spoken = trajectory(inner, frame.enter(mean_in), threshold, masks=masks)
+        out, fired, spoken = trajectory(inner, frame.enter(mean_in), threshold, masks=masks, sums=sums)
         return rounded_to(dtype, frame.leave(out)), fired, spoken
     steps, shape = mean_in.shape[0], mean_in.shape
     flat = mean_in.reshape(steps, -1)
     out = torch.empty(flat.shape, dtype=dtype or state_dtype(mean_in.dtype), device=mean_in.device)
     fired = torch.empty(flat.shape, dtype=spike_dtype(neuron), device=mean_in.device) if masks else None
-    spoken = torch.empty(flat.shape, dtype=torch.bool, device=mean_in.device) if masks else None
+    spoken = torch.empty(flat.shape, dtype=torch.bool, device=mean_in.device) if masks and sums else None
     size = CHUNK if mean_in.device.type == "cpu" else max(flat.shape[1], 1)
     for start in range(0, flat.shape[1], size):
         part = slice(start, start + size)
         state = None
         for t in range(steps):
             state, out[t, part], spikes = fire_once(neuron, state, t + 1, flat[t, part], threshold, count=masks)
-            if fired is not None and spoken is not None:
+            if fired is not None:
                 fired[t, part] = spikes
+            if spoken is not None:
                 torch.ne(state, 0, out=spoken[t, part])
     return (
         out.view(shape),
