@@ -235,14 +235,17 @@ def _streaming(
     crossing = once(model, leaves)
     state: dict[str, torch.Tensor] = {}
     counter = _counter(model, tally, 1) if count else None
-    outputs = []
+    outputs: torch.Tensor | None = None
     for t in range(1, tally.steps + 1):
         if counter is not None:
             counter.step = t - 1
-        outputs.append(step(model, crossing, state, t, counter, compiled=compiled))
-        if compiled and bool(outputs[-1].isnan().any()):
+        output = step(model, crossing, state, t, counter, compiled=compiled)
+        if compiled and bool(output.isnan().any()):
             _streaming(model, leaves, Tally(tally.steps, samples=tally.samples), False, False)  # says at which site
-    return torch.stack(outputs)
+        # All at once: a small block kept from every step would lie between those that come and go.
+        outputs = output.new_empty((tally.steps, *output.shape)) if outputs is None else outputs
+        outputs[t - 1] = output
+    return outputs  # type: ignore[return-value]
 
 
 def step(
