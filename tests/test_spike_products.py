@@ -11,6 +11,7 @@ from torch import nn
 
 import transpike
 from transpike._from_spikes import from_spikes
+from transpike._journal import identity
 from transpike.neurons import (
     Differential,
     Frame,
@@ -22,6 +23,7 @@ from transpike.neurons import (
     trajectory,
 )
 from transpike.products import linear_of_spikes, refusal
+from transpike.products import spikes as spikes_module
 from transpike.products.spikes import means_as_defined
 from transpike.types import Threshold
 
@@ -212,3 +214,32 @@ def test_spikes_are_no_further_from_float64_than_means(monkeypatch: pytest.Monke
     exact = snn.to(torch.float64).simulate(images.double(), 4, kernel="eager", count=False).outputs
     apart = {name: float((outputs - exact).abs().mean()) for name, outputs in found.items()}
     assert apart["spikes"] <= 1.5 * apart["means"], apart
+
+
+def test_a_journal_knows_how_products_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of one way are not continued by another."""
+    model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
+    snn = transpike.convert(model, [images], "ecmt")
+    found = set()
+    for reason in ("", "no units"):
+        monkeypatch.setattr("transpike._journal.refusal", lambda device, reason=reason: reason)
+        for snn.kernel in ("compiled", "eager"):
+            found.add(identity(snn, 4, "auto")["products"])
+    assert found == {"of spikes where compiled", "of spikes where eager", "of means"}
+
+
+@needs_units
+@pytest.mark.parametrize("case", ["broken", "wrong"])
+def test_a_product_that_cannot_be_built_is_said_and_not_used(
+    case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise OSError("no compiler")
+
+    if case == "broken":
+        monkeypatch.setattr(spikes_module, "_built", broken)
+    else:
+        monkeypatch.setattr(spikes_module, "_means_on_matrix_units", lambda *_: torch.zeros(3, 2, 66, 70))
+    monkeypatch.setattr(spikes_module, "_refusal", spikes_module._refusal.__wrapped__)
+    assert case == ("broken" if "could not be built (OSError)" in refusal(CPU) else "wrong")
+    assert "linear layers are computed from running means" in caplog.text

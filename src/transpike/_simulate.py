@@ -68,10 +68,12 @@ def simulate(
     Arguments: inputs -- as the source model takes them: a tensor, a tuple or a dict. mode -- "folded" runs all steps
     as one batch of T x B; "streaming" runs them one after the other with one tensor of state per neuron, memory
     independent of T; "auto" folds where conversion found that the model allows it. count -- also count spikes and
-    synaptic operations. kernel -- "compiled" runs folded neurons as one compiled pass over memory, "eager" step by step
-    in PyTorch, with the same results; "auto" compiles where that is worth it and a compiler is there; None is the
-    model's own choice, `model.kernel`. max_memory -- bytes that the run may take beside weights and inputs: a batch
-    that needs more is simulated in parts; None is `model.max_memory` or, where that is None, half of what is available.
+    synaptic operations. kernel -- "compiled" runs neurons as one compiled pass over memory, "eager" step by step in
+    PyTorch, bit for bit the same; "auto" compiles where that is worth it and a compiler is there; None is the model's
+    own choice, `model.kernel`. Compiled and folded, a processor with matrix units for bfloat16 computes linear layers
+    from spikes, as exactly as in float32, and rounds otherwise (`products.linear_of_spikes`).
+    max_memory -- bytes that the run may take beside weights and inputs: a batch that needs more is simulated in parts;
+    None is `model.max_memory` or, where that is None, half of what is available.
     precision -- "bfloat16" runs all operators under autocast, with the state of neurons in float32 as ever;
     "bfloat16x3" every matrix product as three bfloat16 ones added up in float32, for GPUs, where that is faster than
     float32 and nearly as exact (convolutions stay as they are); "float32" leaves the model as it is; None is

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LOG = logging.getLogger("transpike")
 PARTS, COLUMNS = 3, 64  # as in spikes.cpp
 FLAGS = ("-O3", "-march=native", "-ftree-loop-vectorize", "-mprefer-vector-width=512")
 
@@ -61,11 +63,15 @@ def refusal(device: torch.device) -> str:
 @functools.cache
 def _refusal() -> str:
     spikes, weight = torch.eye(66, dtype=torch.bfloat16).repeat(3, 2, 1, 1), torch.arange(70.0 * 66).view(70, 66)
+    reason = ""
     try:
-        found = _means_on_matrix_units(spikes, weight, None, True)
+        if not torch.equal(_means_on_matrix_units(spikes, weight, None, True), weight.T.repeat(3, 2, 1, 1)):
+            reason = "the product of spikes gives wrong results here"
     except Exception as error:  # noqa: BLE001 -- compilers fail in their own ways
-        return f"the product could not be built ({type(error).__name__})"
-    return "" if torch.equal(found, weight.T.repeat(3, 2, 1, 1)) else "the product gives wrong results here"
+        reason = f"the product of spikes could not be built ({type(error).__name__})"
+    if reason:
+        LOG.warning("%s; linear layers are computed from running means", reason)
+    return reason
 
 
 def _fits(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
