@@ -24,7 +24,7 @@ from transpike.neurons import (
     fits,
     trajectory,
 )
-from transpike.neurons.kernel import WORTH_COMPILING, refusal
+from transpike.neurons.kernel import WORTH_COMPILING, _passes, refusal
 from transpike.neurons.multi_threshold import _by_splitting, nearest_power_of_two
 from transpike.types import Threshold
 
@@ -71,6 +71,7 @@ def test_many_steps_are_several_passes(
 ) -> None:
     """The membrane goes from one to the next through memory."""
     monkeypatch.setattr("transpike.neurons.kernel.STEPS_AT_ONCE", 2)
+    _passes.cache_clear()
     values = torch.randn(5, 2, 3, 101, generator=torch.Generator().manual_seed(0))
     frame = Frame(scale=torch.linspace(0.5, 2, 303).reshape(1, 3, 101))
     for one in (neuron, Framed(neuron, frame)):  # type: ignore[arg-type]
@@ -118,6 +119,17 @@ def test_a_network_streams_the_same_compiled(recipe: str) -> None:
     stopped = [transpike.stop_early(snn, images, steps=3, threshold=0.5, kernel=k) for k in ("eager", "compiled")]
     assert torch.equal(stopped[0].outputs, stopped[1].outputs) and torch.equal(stopped[0].steps, stopped[1].steps)
     assert stopped[0].spikes.to_json() == stopped[1].spikes.to_json()
+
+
+def test_more_kinds_of_tensors_than_the_compiler_expects() -> None:
+    """One row or many, of two widths: four kinds, where one is allowed."""
+    neuron, threshold = MultiThreshold(7, 0.9), Threshold(0.625, 0.375)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for dtype in (torch.float32, torch.float64):
+            for size in (1, 5):
+                values = torch.linspace(-1, 1, 2 * size, dtype=dtype).view(2, size)
+                compiled = compiled_trajectory(neuron, values, threshold, masks=False)[0]
+                assert torch.equal(compiled, trajectory(neuron, values, threshold)[0])
 
 
 def test_a_network_gives_the_same_compiled() -> None:

@@ -114,22 +114,37 @@ def compiled_trajectory(
     neuron, steps, shape = plain(neuron), mean_in.shape[0], mean_in.shape
     framed = bool(beside.tensors())
     flat = mean_in.reshape(*shape[: 1 + framed], -1)
-    computed = _computed(beside, mean_in)
-    parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
-    out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=flat.device)
-    marks = [torch.empty(flat.shape, dtype=torch.uint8, device=flat.device) for _ in range(masks + (masks and sums))]
-    state = [torch.empty(flat.shape[1:], dtype=computed, device=flat.device)] if steps > STEPS_AT_ONCE else []
-    numbers = _numbers(parameters, computed, flat.device)
-    for first in range(0, steps, STEPS_AT_ONCE):
-        last = min(first + STEPS_AT_ONCE, steps)
-        form = Form(
-            *(type(neuron), neuron.code, neuron.pulses, _sorts(parameters)),
-            *(first, last, last < steps, len(marks), framed, emitted),
-        )
-        parts = (list(rows[first:last]) for rows in (flat, out, *marks))
-        _compiled(form)(numbers, beside, state, *parts)
+    computed, device, many = _computed(beside, mean_in), flat.device, masks + (masks and sums)
+    out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=device)
+    marks = [torch.empty(flat.shape, dtype=torch.uint8, device=device) for _ in range(many)]
+    state = [torch.empty(flat.shape[1:], dtype=computed, device=device)] if steps > STEPS_AT_ONCE else []
+    numbers, passes = _passes(neuron, threshold, steps, many, framed, emitted, computed, device)
+    rows = [each.unbind() for each in (flat, out, *marks)]
+    for run, first, last in passes:
+        run(numbers, beside, state, *(list(each[first:last]) for each in rows))
     fired = marks[0].view(shape).view(spike_dtype(neuron)) if masks else None
     return out.view(shape), fired, marks[1].view(shape).view(torch.bool) if masks and sums else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _passes(
+    neuron: Any,
+    threshold: Threshold,
+    steps: int,
+    masks: int,
+    framed: bool,
+    emitted: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[torch.Tensor, tuple[tuple[Callable[..., None], int, int], ...]]:
+    """The numbers of a site, and what runs over memory with the steps it is for; remembered, because finding it takes
+    longer than running a small site."""
+    parameters = neuron.parameters(threshold, dtype)
+    kind = (type(neuron), neuron.code, neuron.pulses, _sorts(parameters))
+    parts = [(first, min(first + STEPS_AT_ONCE, steps)) for first in range(0, steps, STEPS_AT_ONCE)]
+    forms = [Form(*kind, first, last, last < steps, masks, framed, emitted) for first, last in parts]
+    runs = tuple((_compiled(form), *part) for form, part in zip(forms, parts, strict=True))
+    return _numbers(parameters, dtype, device), runs
 
 
 def compiled_once(
@@ -275,7 +290,10 @@ def _compile(run: Callable[..., None], form: Form) -> Callable[..., None]:
     compiled = torch.compile(own, dynamic=True, fullgraph=True, options=_options(form))
 
     def call(*arguments: Any) -> None:
-        with torch._dynamo.config.patch(recompile_limit=64):
+        try:
             compiled(*arguments)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:  # nothing has run; devices, widths and layouts are many
+            with torch._dynamo.config.patch(recompile_limit=64):
+                compiled(*arguments)
 
     return call
