@@ -106,7 +106,7 @@ def simulate(
             else:
                 output = _streaming(model, part, tally, count, compiled)
         runs.append((output.float() if precision == "bfloat16" else output, tally))
-    chosen += f", {spoken.layers} linear layers from spikes" if spoken.layers else ""
+    chosen += f", {len(spoken.layers)} linear layers from spikes" if spoken.sites else ""
     return _joined(model, runs, "folded" if folded else "streaming", chosen)
 
 
@@ -182,7 +182,7 @@ def _folded(
         if run is trajectory:
             _require_finite(site, value)
         elif marker in spoken.sites:
-            run = partial(run, emitted=True, before=spoken.sites[marker])
+            run = partial(run, emitted=True)
         drive = per_step(value, steps, axis)
         paired = marker not in model.program.fed  # a product of two signals may read it
         out, fired, summed = run(neuron, drive, threshold, masks=count, sums=paired, dtype=rounded)
@@ -190,7 +190,7 @@ def _folded(
             counter.fired(marker, fired, summed)
         return fold_back(out, axis)
 
-    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, spoken.instead)
+    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, spoken.layers)
     if compiled and bool(output.isnan().any()):
         _folded(model, leaves, Tally(steps, samples=tally.samples), False, False, Spoken())  # says at which site
     return per_step(output, steps, batch_axis_of_output(model.program.output))

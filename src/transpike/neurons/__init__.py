@@ -15,7 +15,7 @@ from .differential import Differential
 from .exponential_decay import ExponentialDecay
 from .few_spikes import FewSpikes
 from .frame import Frame, Framed, by_ladder, framed, frames_to, own_units, plain
-from .kernel import KERNELS, Before, choose, compiled_once, compiled_trajectory, fits, one_number
+from .kernel import KERNELS, choose, compiled_once, compiled_trajectory, fits, one_number
 from .multi_threshold import MultiThreshold
 from .parallel import Parallel
 from .published import PublishedMultiThreshold
@@ -33,7 +33,6 @@ NEURONS: dict[str, type[Neuron]] = {
 __all__ = [
     "KERNELS",
     "NEURONS",
-    "Before",
     "Differential",
     "ExponentialDecay",
     "FewSpikes",

@@ -73,14 +73,11 @@ def one_number(neuron: Neuron, threshold: Threshold) -> bool:
     return torch.equal(sizes.bfloat16().double(), sizes)
 
 
-Before = tuple[Any, tuple[tuple[str, Any], ...]]
-
-
 class Form(NamedTuple):
     """What a kernel is compiled for: all that is not a number of one site. `parameters`: by the neuron's parameters,
     "0" and "none" for what is exactly that, "same" for what equals the one before, "number" for the others. `first` and
     `last`: it runs the steps between, counted from 0; `more`: others follow. `masks`: 1, who fired; 2, also whose sum
-    is not zero. `emitted`: it gives spikes, not means. `before`: an operator on the input, with its keywords."""
+    is not zero. `emitted`: it gives spikes, not means."""
 
     kind: Any
     code: str
@@ -91,8 +88,7 @@ class Form(NamedTuple):
     more: bool
     masks: int
     framed: bool
-    emitted: bool = False
-    before: Before | None = None
+    emitted: bool
 
 
 def compiled_trajectory(
@@ -104,18 +100,15 @@ def compiled_trajectory(
     sums: bool = True,
     dtype: torch.dtype | None = None,
     emitted: bool = False,
-    before: Before | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """`neurons.trajectory`, compiled: the same arguments, results and rounding. Where the input is NaN or infinite the
     output is NaN, so that nobody has to look for those beforehand. With `emitted`, for neurons that emit `one_number`,
-    what they emit in each step, in bfloat16, in place of running means. `before`: an operator that takes the input
-    element by element, with its keywords; what it gives is the neuron's input, and does not go through memory."""
+    what they emit in each step, in bfloat16, in place of running means."""
     frame = getattr(neuron, "frame", None) or Frame()
     beside = _by_row(frame, mean_in)
     if beside is None:
         inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
         how = {"masks": masks, "sums": sums, "emitted": emitted}
-        mean_in = mean_in if before is None else before[0](mean_in, **dict(before[1]))
         out, fired, spoken = compiled_trajectory(inner, frame.enter(mean_in), threshold, **how)
         return rounded_to(out.dtype if emitted else dtype, frame.leave(out)), fired, spoken
     neuron, steps, shape = plain(neuron), mean_in.shape[0], mean_in.shape
@@ -125,7 +118,7 @@ def compiled_trajectory(
     out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=device) for _ in range(many)]
     state = [torch.empty(flat.shape[1:], dtype=computed, device=device)] if steps > STEPS_AT_ONCE else []
-    numbers, passes = _passes(neuron, threshold, steps, many, framed, emitted, before, computed, device)
+    numbers, passes = _passes(neuron, threshold, steps, many, framed, emitted, computed, device)
     rows = [each.unbind() for each in (flat, out, *marks)]
     for run, first, last in passes:
         run(numbers, beside, state, *(list(each[first:last]) for each in rows))
@@ -141,7 +134,6 @@ def _passes(
     masks: int,
     framed: bool,
     emitted: bool,
-    before: Before | None,
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[torch.Tensor, tuple[tuple[Callable[..., None], int, int], ...]]:
@@ -150,7 +142,7 @@ def _passes(
     parameters = neuron.parameters(threshold, dtype)
     kind = (type(neuron), neuron.code, neuron.pulses, _sorts(parameters))
     parts = [(first, min(first + STEPS_AT_ONCE, steps)) for first in range(0, steps, STEPS_AT_ONCE)]
-    forms = [Form(*kind, first, last, last < steps, masks, framed, emitted, before) for first, last in parts]
+    forms = [Form(*kind, first, last, last < steps, masks, framed, emitted) for first, last in parts]
     runs = tuple((_compiled(form), *part) for form, part in zip(forms, parts, strict=True))
     return _numbers(parameters, dtype, device), runs
 
@@ -172,7 +164,7 @@ def compiled_once(
     out = torch.empty(mean_in.shape, dtype=computed, device=mean_in.device)
     spikes = [torch.empty(mean_in.shape, dtype=torch.uint8, device=mean_in.device)] if count else []
     parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
-    form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, int(count), framed)
+    form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, int(count), framed, False)
     flat = (x.reshape(*x.shape[:framed], -1) for x in (state, mean_in, out, *spikes))
     _compiled_once(form)(_numbers((*parameters, float(t)), computed, out.device), beside, *flat)
     return state, out, spikes[0].view(spike_dtype(neuron)) if count else None
@@ -236,7 +228,6 @@ def _firing(form: Form) -> Callable[..., tuple[Any, Any, Any]]:
 
     def fire(parameters: list[Any], frame: Frame, state: Any, time: Any, mean_in: torch.Tensor) -> tuple[Any, Any, Any]:
         count: Any = 0.0
-        mean_in = mean_in if form.before is None else form.before[0](mean_in, **dict(form.before[1]))
         mean_in = frame.enter(mean_in) if form.framed else mean_in
         if at_once:
             drive = mean_in.to(state_dtype(mean_in.dtype))
