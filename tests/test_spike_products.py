@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -200,6 +201,9 @@ def test_a_network_of_spikes_is_that_of_means(recipe: str, monkeypatch: pytest.M
     assert means < 0.05, "a membrane on a boundary may fall the other way"
     assert run.spikes.spikes_per_neuron().sum() == pytest.approx(eager.spikes.spikes_per_neuron().sum(), rel=1e-3)
     assert torch.equal(run.outputs, snn.simulate(images, 3, kernel="compiled", count=False).outputs)
+    snn.kernel = "compiled"
+    evaluation = transpike.evaluate(snn, [SimpleNamespace(inputs=images, labels=None)], steps=3)
+    assert evaluation.kernel == run.kernel, "what a report says is of the run itself"
 
 
 @needs_units

@@ -66,8 +66,6 @@ def stop_early(
             counter.step = t - 1
         with in_precision(model, model.precision):
             output = step(model, crossing, state, t, counter, compiled=compiled)
-        if compiled and bool(output.isnan().any()):
-            simulate(model, inputs, steps=steps, mode="streaming", count=False, kernel="eager")  # says at which site
         outputs = outputs or [output.new_empty((tally.samples, output.shape[-1]))]
         ended = (margins(output) > threshold).cpu() if t < steps else rows >= 0
         outputs[0][rows[ended]], took[rows[ended]] = output[ended], t
@@ -80,6 +78,8 @@ def stop_early(
             rows = rows[places]
             if counter is not None:
                 counter.keep(places)
+    if compiled and bool(outputs[0].isnan().any()):  # NaN is no margin, so such samples have run to the end
+        simulate(model, inputs, steps=steps, mode="streaming", count=False, kernel="eager")  # says at which site
     return Stopped(outputs[0].float() if model.precision == "bfloat16" else outputs[0], took, tally)
 
 

@@ -242,11 +242,11 @@ def _streaming(
         if counter is not None:
             counter.step = t - 1
         output = step(model, crossing, state, t, counter, compiled=compiled)
-        if compiled and bool(output.isnan().any()):
-            _streaming(model, leaves, Tally(tally.steps, samples=tally.samples), False, False)  # says at which site
         # All at once: a small block kept from every step would lie between those that come and go.
         outputs = output.new_empty((tally.steps, *output.shape)) if outputs is None else outputs
         outputs[t - 1] = output
+    if compiled and bool(outputs.isnan().any()):  # type: ignore[union-attr]
+        _streaming(model, leaves, Tally(tally.steps, samples=tally.samples), False, False)  # says at which site
     return outputs  # type: ignore[return-value]
 
 

@@ -47,7 +47,7 @@ void split(const float* weight, int64_t columns, int64_t K, at::BFloat16* packed
   }
 }
 
-// sums [rows, COLUMNS] times share plus bias. Row r of the step goes to row (r / inner) T inner + r % inner of `to`.
+// sums [rows, COLUMNS] times share plus bias. Row r of a step goes to row (r / inner) apart + r % inner of `means`.
 // Whole cache lines go past the caches: a layer's output is larger than they are.
 void write(const float* __restrict sums, const float* bias, float share, float* means, int64_t first, int64_t rows,
            int64_t inner, int64_t apart, int64_t columns, int64_t N, bool whole) {
