@@ -12,6 +12,7 @@ from transpike._levels import count_levels
 from transpike.codecs.events import read_events, write_events
 from transpike.errors import ConfigError, ModelError
 from transpike.neurons import Differential, advance, trajectory
+from transpike.neurons.differential import one_by_one
 from transpike.types import Threshold
 
 SMALLEST, LEVELS = 0.25, 8
@@ -48,6 +49,41 @@ def test_pulses_are_steps_on_the_same_input(pulses: int) -> None:
         assert torch.equal(out[t], mean)
         assert fired is not None and torch.equal(fired[t].long(), count)
         assert spoken is not None and torch.equal(spoken[t], state != 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reach", [(-1.0, 1.0), (0.0, 1.0), (-1.0, 0.0)], ids=str)
+@pytest.mark.parametrize(("levels", "cutoff", "pulses"), [(8, 0.75, 6), (8, 0.5, 6), (1, 1.0, 3), (5, 0.625, 2)])
+def test_the_staircase_is_firing_after_firing(
+    levels: int, cutoff: float, pulses: int, reach: tuple[float, float], dtype: torch.dtype
+) -> None:
+    """Bit for bit: on every tie, just beside it, between, and far out of range; nothing finite of what is not."""
+    neuron, far = Differential(levels, cutoff, pulses), 2.0 * pulses
+    threshold = Threshold(float(reach[1] != 0), float(reach[0] != 0))
+    ladder = neuron.parameters(threshold, dtype)[4:]
+    grid = torch.arange(-far, far, 2.0 ** -(levels + 3), dtype=dtype)
+    beside = [torch.nextafter(grid, torch.full_like(grid, end)) for end in (-torch.inf, torch.inf)]
+    values = torch.cat([grid, *beside, torch.randn(5000, generator=torch.Generator().manual_seed(5)).to(dtype)])
+    stairs = neuron.stairs(threshold, dtype, values.device)
+    assert stairs is not None
+    said, spikes = stairs.of(values, count=True)
+    twin_said, twin_spikes = one_by_one(values, pulses, ladder, reach, True)
+    assert torch.equal(said, twin_said)
+    assert spikes is not None and twin_spikes is not None and torch.equal(spikes, twin_spikes.to(dtype))
+    endless = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=dtype)
+    assert stairs.of(endless, count=False)[0].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("neuron", "why"),
+    [
+        (Differential(8, 0.5), "one firing is quicker as it is"),
+        (Differential(8, 0.7, 6), "steps at no multiple of an eighth"),
+        (Differential(16, 0.5, 6), "too many entries"),
+    ],
+)
+def test_what_has_no_staircase_fires_one_by_one(neuron: Differential, why: str) -> None:
+    assert neuron.stairs(Threshold(1.0, 1.0), torch.float32, torch.device("cpu")) is None, why
 
 
 def test_a_constant_input_is_said_once() -> None:

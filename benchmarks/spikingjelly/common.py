@@ -49,12 +49,15 @@ def import_torchvision() -> Any:
     return torchvision
 
 
-def untrained_vit(blocks: int) -> nn.Module:
+WIDTHS = {"DeiT-Tiny": 192, "ViT-S/16": 384, "ViT-B/16": 768}  # with heads of 64
+
+
+def untrained_vit(blocks: int, width: int = WIDTHS["DeiT-Tiny"]) -> nn.Module:
     """Random weights."""
     torchvision = import_torchvision()
     model = torchvision.models.VisionTransformer(
-        image_size=224, patch_size=16, num_layers=blocks, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=1000,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        image_size=224, patch_size=16, num_layers=blocks, num_heads=width // 64, hidden_dim=width, mlp_dim=4 * width,
+        num_classes=1000, norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )  # fmt: skip
     return model.eval().requires_grad_(False)
 

@@ -3,7 +3,7 @@
     SPIKINGJELLY_ENVIRONMENT/bin/python speed.py theirs > theirs.json
     python speed.py ours --beside theirs.json > both.json
 
-DeiT-Tiny's shape as torchvision's `VisionTransformer`, random weights. Unit: one forward pass of the tool's own source,
+A shape (DeiT-Tiny's) as torchvision's `VisionTransformer`, random weights. Unit: one forward pass of the tool's own source,
 in its own environment, on T x batch images, measured in the same round; `T passes` are T of them on one batch.
 SpikingJelly runs its transformer recipe as in theirs.py, in multi-step mode; ours is `ecmt`.
 """
@@ -26,7 +26,6 @@ sys.path.insert(0, str(common.HERE.parent))
 
 from timing import CLOCKS, ratios  # noqa: E402
 
-MODEL = "torchvision ViT, DeiT-Tiny's shape"
 Runs = dict[str, Callable[[], Any]]
 
 
@@ -65,7 +64,8 @@ def ours(source: nn.Module, x: Tensor, steps: int) -> tuple[Runs, dict[str, Any]
 def measured(asked: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     torch.set_num_threads(asked.threads)
-    load, source, x = os.getloadavg(), common.untrained_vit(asked.blocks), torch.randn(asked.batch, 3, 224, 224)
+    source = common.untrained_vit(asked.blocks, common.WIDTHS[asked.shape])
+    load, x = os.getloadavg(), torch.randn(asked.batch, 3, 224, 224)
     folded = x.repeat(asked.steps, 1, 1, 1)
     runs, environment = {"theirs": theirs, "ours": ours}[asked.tool](source, x, asked.steps)
     functions = {
@@ -80,7 +80,7 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
         "load_before": load,
         "load_after": os.getloadavg(),
         "environment": environment,
-        "cases": [{"model": MODEL, "steps": asked.steps, "threads": asked.threads, **found}],
+        "cases": [{"model": f"torchvision ViT, {asked.shape}'s shape", "steps": asked.steps, "threads": asked.threads, **found}],
     }
 
 
@@ -88,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tool", choices=("theirs", "ours"))
     parser.add_argument("--beside", type=Path, help="the other tool's JSON: then both are printed, as a list")
+    parser.add_argument("--shape", choices=common.WIDTHS, default="DeiT-Tiny")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)

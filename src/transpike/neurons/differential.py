@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +13,8 @@ from ..errors import ConfigError
 from ..types import Threshold
 from .codes import sum_step
 from .multi_threshold import MultiThreshold, bounds, is_zero, nearest_level, one_scale
-from .trajectory import advance, spikes_and, spikes_in, state_dtype
+from .staircase import Staircase, staircase
+from .trajectory import advance, spike_dtype, spikes_and, spikes_in, state_dtype
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Differential:
         drive = mean_in.to(state_dtype(mean_in.dtype))
         parameters = self.parameters(threshold, drive.dtype)
         if one_scale(*parameters[:2]):
-            return self.firings(state, drive, self.pulses, *parameters, count=count)
+            stairs = self.stairs(threshold, drive.dtype, drive.device)
+            state, mean_out, spikes = self.firings(state, drive, self.pulses, *parameters, count=count, stairs=stairs)
+            return state, mean_out, None if spikes is None else spikes.to(spike_dtype(self))
         state, mean_out, trains = advance(self, state, t, mean_in, threshold)
         return state, mean_out, spikes_in(trains) if count else None
 
@@ -71,23 +76,29 @@ class Differential:
         down: Any,
         *ladder: Any,
         count: bool,
+        stairs: Staircase | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """The state and mean after a step, and how many spikes there were; for `one_scale`.
 
         In units of theta: what is left after each firing is exact there, and so is the difference of the first and the
-        last of them, the sum of all that was emitted.
+        last of them, the sum of all that was emitted. With `stairs`, of `stairs`, that sum is looked up.
         """
-        low, high = bounds(positive, negative)
         theta, inverse = (negative, down) if is_zero(positive) else (positive, up)
-        start = left = (drive if state is None else drive - state) * inverse
-        spikes: torch.Tensor | None = None
-        for _ in range(pulses):
-            level = nearest_level(left, *ladder, low, high)
-            left = left - level
-            spikes = spikes_and(spikes, level) if count else None
-        said = (start - left) * theta
+        start = (drive if state is None else drive - state) * inverse
+        if stairs is None:
+            said, spikes = one_by_one(start, pulses, ladder, bounds(positive, negative), count)
+        else:
+            said, spikes = stairs.of(start, count=count)
+        said = said * theta
         state = said if state is None else state + said
         return state, state, spikes
+
+    def stairs(self, threshold: Threshold, dtype: torch.dtype, device: torch.device) -> Staircase | None:
+        """What the firings of a step say, as a table; None where a table would be no help, or too large."""
+        positive, negative, _, _, *ladder = self.parameters(threshold, torch.float64)
+        if self.pulses == 1 or not one_scale(positive, negative):
+            return None
+        return _stairs(self, tuple(ladder), bounds(positive, negative), dtype, device)
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         return MultiThreshold(self.levels, self.cutoff).quantise(potential, threshold)
@@ -99,3 +110,29 @@ class Differential:
 
     def amplitudes(self, threshold: Threshold) -> tuple[float, ...]:
         return MultiThreshold(self.levels, self.cutoff).amplitudes(threshold)
+
+
+def one_by_one(
+    start: torch.Tensor, pulses: int, ladder: Sequence[Any], reach: tuple[float, float], count: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Firing after firing at what is left of `start`, in units of theta: the sum emitted, and how many spikes."""
+    left, spikes = start, None
+    for _ in range(pulses):
+        level = nearest_level(left, *ladder, *reach)
+        left = left - level
+        spikes = spikes_and(spikes, level) if count else None
+    return start - left, spikes
+
+
+@functools.lru_cache(maxsize=256)
+def _stairs(
+    neuron: Differential,
+    ladder: tuple[float | None, ...],
+    reach: tuple[float, float],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Staircase | None:
+    def fire(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return one_by_one(values, neuron.pulses, ladder, reach, True)  # type: ignore[return-value]
+
+    return staircase(fire, neuron.levels, neuron.cutoff, neuron.pulses, dtype, device)

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..types import Threshold
 from .codes import STEPS
 from .frame import Frame, Framed, plain
+from .staircase import Staircase
 from .trajectory import Neuron, rounded_to, spike_dtype, state_dtype
 
 LOG = logging.getLogger("transpike")
@@ -77,7 +78,7 @@ class Form(NamedTuple):
     """What a kernel is compiled for: all that is not a number of one site. `parameters`: by the neuron's parameters,
     "0" and "none" for what is exactly that, "same" for what equals the one before, "number" for the others. `first` and
     `last`: it runs the steps between, counted from 0; `more`: others follow. `masks`: 1, who fired; 2, also whose sum
-    is not zero. `emitted`: it gives spikes, not means."""
+    is not zero. `emitted`: it gives spikes, not means. `stairs`: it looks up what several firings say."""
 
     kind: Any
     code: str
@@ -89,6 +90,7 @@ class Form(NamedTuple):
     masks: int
     framed: bool
     emitted: bool
+    stairs: bool
 
 
 def compiled_trajectory(
@@ -118,10 +120,10 @@ def compiled_trajectory(
     out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=device) for _ in range(many)]
     state = [torch.empty(flat.shape[1:], dtype=computed, device=device)] if steps > STEPS_AT_ONCE else []
-    numbers, passes = _passes(neuron, threshold, steps, many, framed, emitted, computed, device)
+    numbers, stairs, passes = _passes(neuron, threshold, steps, many, framed, emitted, computed, device)
     rows = [each.unbind() for each in (flat, out, *marks)]
     for run, first, last in passes:
-        run(numbers, beside, state, *(list(each[first:last]) for each in rows))
+        run(numbers, stairs, beside, state, *(list(each[first:last]) for each in rows))
     fired = marks[0].view(shape).view(spike_dtype(neuron)) if masks else None
     return out.view(shape), fired, marks[1].view(shape).view(torch.bool) if masks and sums else None
 
@@ -136,15 +138,17 @@ def _passes(
     emitted: bool,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[torch.Tensor, tuple[tuple[Callable[..., None], int, int], ...]]:
-    """The numbers of a site, and what runs over memory with the steps it is for; remembered, because finding it takes
+) -> tuple[torch.Tensor, Staircase | None, tuple[tuple[Callable[..., None], int, int], ...]]:
+    """The numbers of a site, its staircase, and what runs over memory with the steps it is for; remembered, because finding it takes
     longer than running a small site."""
     parameters = neuron.parameters(threshold, dtype)
+    stairs = None if emitted else _stairs(neuron, threshold, dtype, device)
     kind = (type(neuron), neuron.code, neuron.pulses, _sorts(parameters))
     parts = [(first, min(first + STEPS_AT_ONCE, steps)) for first in range(0, steps, STEPS_AT_ONCE)]
-    forms = [Form(*kind, first, last, last < steps, masks, framed, emitted) for first, last in parts]
+    beside = (masks, framed, emitted, stairs is not None)
+    forms = [Form(*kind, first, last, last < steps, *beside) for first, last in parts]
     runs = tuple((_compiled(form), *part) for form, part in zip(forms, parts, strict=True))
-    return _numbers(parameters, dtype, device), runs
+    return _numbers(parameters, dtype, device), stairs, runs
 
 
 def compiled_once(
@@ -164,10 +168,16 @@ def compiled_once(
     out = torch.empty(mean_in.shape, dtype=computed, device=mean_in.device)
     spikes = [torch.empty(mean_in.shape, dtype=torch.uint8, device=mean_in.device)] if count else []
     parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
-    form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, int(count), framed, False)
+    stairs = _stairs(neuron, threshold, computed, mean_in.device)
+    beyond = (int(count), framed, False, stairs is not None)
+    form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, *beyond)
     flat = (x.reshape(*x.shape[:framed], -1) for x in (state, mean_in, out, *spikes))
-    _compiled_once(form)(_numbers((*parameters, float(t)), computed, out.device), beside, *flat)
+    _compiled_once(form)(_numbers((*parameters, float(t)), computed, out.device), stairs, beside, *flat)
     return state, out, spikes[0].view(spike_dtype(neuron)) if count else None
+
+
+def _stairs(neuron: Any, threshold: Threshold, dtype: torch.dtype, device: torch.device) -> Staircase | None:
+    return neuron.stairs(threshold, dtype, device) if hasattr(neuron, "stairs") else None
 
 
 def _computed(beside: Frame, mean_in: torch.Tensor) -> torch.dtype:
@@ -214,10 +224,11 @@ def _as_compiled(sorts: tuple[str, ...], numbers: torch.Tensor) -> list[Any]:
 def _options(form: Form) -> dict[str, Any]:
     """A cascade's six firings in one expression take the compiler minutes, and run no faster. So there it names values
     read more than once after 8 operations already, and still puts them all in one loop. (One firing a step runs slower
-    that way.)"""
+    that way.) Indices into a staircase are in range, so the compiled kernel does not look."""
     from torch._inductor import config
 
-    wanted = {"realize_opcount_threshold": 8, "max_fusion_size": 1024} if form.pulses > 1 else {}
+    many = form.pulses > 1 and not form.stairs
+    wanted = {"realize_opcount_threshold": 8, "max_fusion_size": 1024} if many else {"assert_indirect_indexing": False}
     return {name: value for name, value in wanted.items() if hasattr(config, name)}
 
 
@@ -226,12 +237,15 @@ def _firing(form: Form) -> Callable[..., tuple[Any, Any, Any]]:
     step, kind = STEPS[form.code], form.kind
     at_once = hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2])) and not form.emitted
 
-    def fire(parameters: list[Any], frame: Frame, state: Any, time: Any, mean_in: torch.Tensor) -> tuple[Any, Any, Any]:
+    def fire(
+        parameters: list[Any], stairs: Staircase | None, frame: Frame, state: Any, time: Any, mean_in: torch.Tensor
+    ) -> tuple[Any, Any, Any]:
         count: Any = 0.0
         mean_in = frame.enter(mean_in) if form.framed else mean_in
         if at_once:
             drive = mean_in.to(state_dtype(mean_in.dtype))
-            state, mean_out, count = kind.firings(state, drive, form.pulses, *parameters, count=form.masks > 0)
+            how = {"count": form.masks > 0, "stairs": stairs}
+            state, mean_out, count = kind.firings(state, drive, form.pulses, *parameters, **how)
         else:
             for _ in range(form.pulses):
                 state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, time, mean_in)
@@ -250,11 +264,11 @@ def _compiled(form: Form) -> Callable[..., None]:
     LOG.info("compiling the %s kernel for steps %d to %d", form.kind.name, form.first + 1, form.last)
     fire = _firing(form)
 
-    def run(numbers: torch.Tensor, frame: Frame, kept: list, means: list, out: list, *marks: list) -> None:
+    def run(numbers: torch.Tensor, stairs: Any, frame: Frame, kept: list, means: list, out: list, *marks: list) -> None:
         parameters = _as_compiled(form.parameters, numbers)
         state = kept[0] if form.first else None
         for t, time in enumerate(range(form.first + 1, form.last + 1)):
-            state, given, count = fire(parameters, frame, state, time, means[t])
+            state, given, count = fire(parameters, stairs, frame, state, time, means[t])
             out[t].copy_(given)
             if form.masks:
                 marks[0][t].copy_(count.to(torch.uint8))
@@ -272,9 +286,11 @@ def _compiled_once(form: Form) -> Callable[..., None]:
     LOG.info("compiling the %s kernel for one step", form.kind.name)
     fire = _firing(form)
 
-    def run(numbers: torch.Tensor, frame: Frame, state: torch.Tensor, mean_in: Any, out: Any, *marks: Any) -> None:
+    def run(
+        numbers: torch.Tensor, stairs: Any, frame: Frame, state: torch.Tensor, mean_in: Any, out: Any, *marks: Any
+    ) -> None:
         parameters = _as_compiled(form.parameters, numbers[:-1])
-        after, given, count = fire(parameters, frame, state, numbers[-1], mean_in)
+        after, given, count = fire(parameters, stairs, frame, state, numbers[-1], mean_in)
         out.copy_(given)
         if form.masks:
             marks[0].copy_(count.to(torch.uint8))

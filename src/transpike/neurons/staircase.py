@@ -1,0 +1,56 @@
+"""What a cascade says within one step is a staircase of what it is given: tabulated once, looked up ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+# More entries than this would leave the cache (4 bytes each).
+MOST = 1 << 16
+# Of the smallest level: where cutoffs may lie. Ties between levels lie at halves.
+FINEST = 3
+
+
+class Staircase(NamedTuple):
+    """Firings that follow each other, as a function of what there is to say, in units of theta.
+
+    A firing changes its level at 3/2 2^j smallest levels and at the cutoff, and levels are whole multiples of the
+    smallest; so all firings together change at multiples of g = 2^-q smallest levels only, where cutoff 2^q is whole,
+    and beyond `pulses` theta not at all. Entry i is for i/2 g - pulses theta: grid points, whose ties go their own ways,
+    at even i, and what lies between two of them at odd i.
+    said -- the sum emitted. spikes -- how many. grid -- 1/g, and how many steps of the grid there are on either side.
+    """
+
+    said: torch.Tensor
+    spikes: torch.Tensor
+    grid: torch.Tensor
+
+    def of(self, value: torch.Tensor, *, count: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What is said of values, and how many spikes it takes; said is NaN of what is not finite."""
+        finer, reach = self.grid.unbind()
+        place = (value * finer).clamp_(-reach, reach)
+        index = (place.floor() + place.ceil_()).add_(2 * reach).to(torch.int32)
+        index = index.clamp_(0, self.said.shape[0] - 1).reshape(-1).to(torch.int64)  # where NaN would be
+        said = self.said.gather(0, index).view(value.shape).add_(value, alpha=0.0)
+        return said, self.spikes.gather(0, index).view(value.shape) if count else None
+
+
+def staircase(
+    fire: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    levels: int,
+    cutoff: float,
+    pulses: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Staircase | None:
+    """The staircase of `fire`, which gives the sum emitted and the number of spikes, one firing after the other; None
+    where the table would be too large."""
+    finer = next((q for q in range(1, FINEST + 1) if (cutoff * 2**q).is_integer()), None)
+    if finer is None or 4 * (reach := pulses * 2 ** (levels - 1 + finer)) + 1 > MOST:
+        return None
+    size = 2.0 ** (levels - 1 + finer)
+    said, spikes = fire(torch.arange(-2 * reach, 2 * reach + 1, dtype=torch.float64) / (2 * size))
+    grid = torch.tensor([size, reach], dtype=dtype)
+    return Staircase(*(each.to(device, dtype) for each in (said, spikes, grid)))
