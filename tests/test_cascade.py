@@ -79,7 +79,7 @@ def test_the_staircase_is_firing_after_firing(
     [
         (Differential(8, 0.5), "one firing is quicker as it is"),
         (Differential(8, 0.7, 6), "steps at no multiple of an eighth"),
-        (Differential(16, 0.5, 6), "too many entries"),
+        (Differential(20, 0.5, 6), "too many entries"),
     ],
 )
 def test_what_has_no_staircase_fires_one_by_one(neuron: Differential, why: str) -> None:

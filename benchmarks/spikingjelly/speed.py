@@ -3,9 +3,9 @@
     SPIKINGJELLY_ENVIRONMENT/bin/python speed.py theirs > theirs.json
     python speed.py ours --beside theirs.json > both.json
 
-A shape (DeiT-Tiny's) as torchvision's `VisionTransformer`, random weights. Unit: one forward pass of the tool's own source,
-in its own environment, on T x batch images, measured in the same round; `T passes` are T of them on one batch.
-SpikingJelly runs its transformer recipe as in theirs.py, in multi-step mode; ours is `ecmt`.
+DeiT-Tiny's shape (or `--shape`) as torchvision's `VisionTransformer`, random weights. Unit: one forward pass of the
+tool's own source, in its own environment, on T x batch images, measured in the same round; `T passes` are T of them on
+one batch. SpikingJelly runs its transformer recipe as in theirs.py, in multi-step mode; ours is `ecmt`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,14 @@ def measured(asked: argparse.Namespace) -> dict[str, Any]:
         "load_before": load,
         "load_after": os.getloadavg(),
         "environment": environment,
-        "cases": [{"model": f"torchvision ViT, {asked.shape}'s shape", "steps": asked.steps, "threads": asked.threads, **found}],
+        "cases": [
+            {
+                "model": f"torchvision ViT, {asked.shape}'s shape",
+                "steps": asked.steps,
+                "threads": asked.threads,
+                **found,
+            }
+        ],
     }
 
 

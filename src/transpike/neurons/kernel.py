@@ -139,8 +139,8 @@ def _passes(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[torch.Tensor, Staircase | None, tuple[tuple[Callable[..., None], int, int], ...]]:
-    """The numbers of a site, its staircase, and what runs over memory with the steps it is for; remembered, because finding it takes
-    longer than running a small site."""
+    """The numbers of a site, its staircase, and what runs over memory with the steps it is for; remembered, because
+    finding it takes longer than running a small site."""
     parameters = neuron.parameters(threshold, dtype)
     stairs = None if emitted else _stairs(neuron, threshold, dtype, device)
     kind = (type(neuron), neuron.code, neuron.pulses, _sorts(parameters))
