@@ -109,7 +109,8 @@ def test_one_compiled_step_is_the_eager_one(
 
 
 @pytest.mark.parametrize("recipe", ["ecmt", "balanced"])
-def test_a_network_streams_the_same_compiled(recipe: str) -> None:
+def test_a_network_streams_the_same_compiled(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transpike._linear.refusal", lambda device: "for neurons alone")
     model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
     snn = transpike.convert(model, [images], recipe)
     eager, compiled = (snn.simulate(images, 3, mode="streaming", kernel=kernel) for kernel in ("eager", "compiled"))
@@ -132,7 +133,8 @@ def test_more_kinds_of_tensors_than_the_compiler_expects() -> None:
                 assert torch.equal(compiled, trajectory(neuron, values, threshold)[0])
 
 
-def test_a_network_gives_the_same_compiled() -> None:
+def test_a_network_gives_the_same_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transpike._linear.refusal", lambda device: "for neurons alone")
     model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
     snn = transpike.convert(model, [images], "cascade")
     eager, compiled = (snn.simulate(images, 2, kernel=kernel) for kernel in ("eager", "compiled"))

@@ -345,7 +345,8 @@ def test_a_journal_of_other_samples_or_weights_is_not_used(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(bool(refusal(torch.device("cpu"))), reason="kernels cannot be compiled here")
-def test_many_passes_are_worth_compiling_and_measure_the_same() -> None:
+def test_many_passes_are_worth_compiling_and_measure_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transpike._linear.refusal", lambda device: "products round otherwise there")
     model, recipe, image = load_model(), RECIPES["cascade"](), images(0, 16)
     sited = place_sites(model, transpike.capture(model, image[0]), recipe, image[0])
     seen = observe(sited.captured, sited.graph, sited.plan, [recipe], image)

@@ -14,6 +14,7 @@ from . import ops
 from ._count import Counter, batch_axis, keep_samples
 from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values
+from ._linear import Linear, linear_layers
 from ._model import SpikingModel
 from ._simulate import Run, batch_axis_of_output, chosen_kernel, in_precision, once, simulate, step
 from .errors import CalibrationError, ConfigError
@@ -59,13 +60,14 @@ def stop_early(
     state: dict[str, torch.Tensor] = {}
     crossing = once(model, leaves)
     compiled = chosen_kernel(model, kernel, tally.samples * steps) == "compiled"
+    linear = linear_layers(model, None) if compiled and model.precision == "float32" else Linear()
     rows = torch.arange(tally.samples)
     outputs, took = [], torch.full((tally.samples,), steps)
     for t in range(1, steps + 1):
         if counter is not None:
             counter.step = t - 1
         with in_precision(model, model.precision):
-            output = step(model, crossing, state, t, counter, compiled=compiled)
+            output = step(model, crossing, state, t, counter, compiled=compiled, linear=linear)
         outputs = outputs or [output.new_empty((tally.samples, output.shape[-1]))]
         ended = (margins(output) > threshold).cpu() if t < steps else rows >= 0
         outputs[0][rows[ended]], took[rows[ended]] = output[ended], t

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,17 +87,23 @@ def _fed(
     return {site: tuple(readers) for site, readers in found.items() if readers}
 
 
+def is_constant_linear(node: torch.fx.Node, crossing: Container[torch.fx.Node]) -> bool:
+    """Whether a node is a linear layer whose weights are there before the body runs."""
+    if node.target is not aten.linear.default:
+        return False
+    return all(other in crossing and other.op == "get_attr" for other in node.args[1:] if other)  # type: ignore
+
+
 def _listeners(value: torch.fx.Node, crossing: set[torch.fx.Node]) -> list[torch.fx.Node] | None:
     """The linear layers that read a value, if all its readers are linear layers, with constant weights."""
     found: list[torch.fx.Node] = []
     for reader in value.users:
-        first, *others = reader.args or (None,)
         below: list[torch.fx.Node] | None = None
-        if first is value and reader.target in REGROUPING:
-            below = _listeners(reader, crossing)
-        elif first is value and reader.target is aten.linear.default:
-            constant = all(other in crossing and other.op == "get_attr" for other in others if other)  # type: ignore
-            below = [reader] if constant else None
+        if reader.args and reader.args[0] is value:
+            if reader.target in REGROUPING:
+                below = _listeners(reader, crossing)
+            elif is_constant_linear(reader, crossing):
+                below = [reader]
         if below is None:
             return None
         found += below

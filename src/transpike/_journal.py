@@ -98,7 +98,7 @@ def identity(model: SpikingModel, steps: int, mode: str) -> dict[str, Any]:
         "mode": mode,
         "max_memory": model.max_memory,
         "precision": model.precision,
-        "products": "of means" if refusal(device) else f"of spikes where {model.kernel}",
+        "products": "plain" if model.kernel == "eager" or refusal(device) else f"in parts where {model.kernel}",
         "dtype": sorted({str(p.dtype).removeprefix("torch.") for p in model.whole.module.parameters()}),
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu {torch.backends.cpu.get_cpu_capability()}",
         "threads": None if cuda else torch.get_num_threads(),

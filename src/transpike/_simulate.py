@@ -17,7 +17,7 @@ import torch.fx
 
 from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
-from ._from_spikes import Spoken, from_spikes
+from ._linear import Linear, linear_layers
 from ._memory import pieces, samples_at_once
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
@@ -70,8 +70,8 @@ def simulate(
     independent of T; "auto" folds where conversion found that the model allows it. count -- also count spikes and
     synaptic operations. kernel -- "compiled" runs neurons as one compiled pass over memory, "eager" step by step in
     PyTorch, bit for bit the same; "auto" compiles where that is worth it and a compiler is there; None is the model's
-    own choice, `model.kernel`. Compiled and folded, a processor with matrix units for bfloat16 computes linear layers
-    from spikes, as exactly as in float32, and rounds otherwise (`products.linear_of_spikes`).
+    own choice, `model.kernel`. Compiled, a processor with matrix units for bfloat16 computes linear layers on them,
+    folded from spikes where it can; as exactly as in float32, and rounds otherwise (`products.linear_of_spikes`).
     max_memory -- bytes that the run may take beside weights and inputs: a batch that needs more is simulated in parts;
     None is `model.max_memory` or, where that is None, half of what is available.
     precision -- "bfloat16" runs all operators under autocast, with the state of neurons in float32 as ever;
@@ -94,7 +94,8 @@ def simulate(
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
     chosen = chosen_kernel(model, kernel, samples * steps)
     compiled = chosen == "compiled"
-    spoken = from_spikes(model, steps) if compiled and folded and precision == "float32" else Spoken()
+    own = compiled and precision == "float32"
+    linear = linear_layers(model, steps if folded else None) if own else Linear()
     budget = model.max_memory if max_memory is None else max_memory
     size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
     runs = []
@@ -102,12 +103,11 @@ def simulate(
         tally = Tally(steps, samples=model.samples_in(part))
         with in_precision(model, precision):
             if folded:
-                output = _folded(model, part, tally, count, compiled, spoken)
+                output = _folded(model, part, tally, count, compiled, linear)
             else:
-                output = _streaming(model, part, tally, count, compiled)
+                output = _streaming(model, part, tally, count, compiled, linear)
         runs.append((output.float() if precision == "bfloat16" else output, tally))
-    chosen += f", {len(spoken.layers)} linear layers from spikes" if spoken.sites else ""
-    return _joined(model, runs, "folded" if folded else "streaming", chosen)
+    return _joined(model, runs, "folded" if folded else "streaming", chosen + str(linear))
 
 
 def chosen_kernel(model: SpikingModel, kernel: str | None, passes: int) -> str:
@@ -166,7 +166,7 @@ def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: s
 
 
 def _folded(
-    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool, spoken: Spoken
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool, linear: Linear
 ) -> torch.Tensor:
     steps = tally.steps
     values = once(model, leaves)
@@ -181,7 +181,7 @@ def _folded(
         run = compiled_trajectory if compiled and fits(neuron, threshold) else trajectory
         if run is trajectory:
             _require_finite(site, value)
-        elif marker in spoken.sites:
+        elif marker in linear.sites:
             run = partial(run, emitted=True)
         drive = per_step(value, steps, axis)
         paired = marker not in model.program.fed  # a product of two signals may read it
@@ -190,9 +190,9 @@ def _folded(
             counter.fired(marker, fired, summed)
         return fold_back(out, axis)
 
-    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, spoken.layers)
+    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, linear.layers)
     if compiled and bool(output.isnan().any()):
-        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False, Spoken())  # says at which site
+        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False, Linear())  # says at which site
     return per_step(output, steps, batch_axis_of_output(model.program.output))
 
 
@@ -232,7 +232,7 @@ def batch_axis_of_output(output: torch.fx.Node) -> int:
 
 
 def _streaming(
-    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool, linear: Linear
 ) -> torch.Tensor:
     crossing = once(model, leaves)
     state: dict[str, torch.Tensor] = {}
@@ -241,12 +241,14 @@ def _streaming(
     for t in range(1, tally.steps + 1):
         if counter is not None:
             counter.step = t - 1
-        output = step(model, crossing, state, t, counter, compiled=compiled)
+        output = step(model, crossing, state, t, counter, compiled=compiled, linear=linear)
         # All at once: a small block kept from every step would lie between those that come and go.
         outputs = output.new_empty((tally.steps, *output.shape)) if outputs is None else outputs
         outputs[t - 1] = output
     if compiled and bool(outputs.isnan().any()):  # type: ignore[union-attr]
-        _streaming(model, leaves, Tally(tally.steps, samples=tally.samples), False, False)  # says at which site
+        _streaming(
+            model, leaves, Tally(tally.steps, samples=tally.samples), False, False, Linear()
+        )  # says at which site
     return outputs  # type: ignore[return-value]
 
 
@@ -258,9 +260,10 @@ def step(
     counter: Counter | None,
     *,
     compiled: bool = False,
+    linear: Linear = Linear(),  # noqa: B008 -- frozen
 ) -> torch.Tensor:
     """One step of all neurons; `state` (by site) is what step t-1 left and is replaced by what step t leaves. Compiled,
-    the output is NaN where a site received what is not finite."""
+    the output is NaN where a site received what is not finite. `linear` computes the linear layers."""
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
@@ -276,4 +279,4 @@ def step(
             counter.fired(marker, per_step(spikes, 1, axis), summed)
         return out
 
-    return run_body(model.program, crossing, fire, None if counter is None else counter.after)
+    return run_body(model.program, crossing, fire, None if counter is None else counter.after, linear.layers)

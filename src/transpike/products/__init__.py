@@ -1,19 +1,20 @@
 """How products are computed where not just by PyTorch's operator: with a scale inside, as three bfloat16 products, or
-from the spikes of a step instead of running means.
+in bfloat16 parts on a processor's matrix units, from the spikes of a step or from running means.
 
 To add a way, add its file and say in `_simulate` when it is taken.
 """
 
 from __future__ import annotations
 
+from .parts import linear_of_means, linear_of_spikes, refusal
 from .plain import as_it_is, scaled
-from .spikes import linear_of_spikes, refusal
 from .thirds import PRODUCTS, applied, matmul, three_products
 
 __all__ = [
     "PRODUCTS",
     "applied",
     "as_it_is",
+    "linear_of_means",
     "linear_of_spikes",
     "matmul",
     "refusal",

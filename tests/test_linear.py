@@ -1,4 +1,4 @@
-"""Linear layers computed from spikes: against the definition, float64 and running means, and in a network."""
+"""Linear layers in bfloat16 parts: against the definition, float64 and plain float32, and in a network."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import transpike
-from transpike._from_spikes import from_spikes
 from transpike._journal import identity
+from transpike._linear import linear_layers
 from transpike.neurons import (
     Differential,
     Frame,
@@ -23,20 +23,20 @@ from transpike.neurons import (
     one_number,
     trajectory,
 )
-from transpike.products import linear_of_spikes, refusal
-from transpike.products import spikes as spikes_module
-from transpike.products.spikes import means_as_defined
+from transpike.products import linear_of_means, linear_of_spikes, parts, refusal
+from transpike.products.parts import means_as_defined
 from transpike.types import Threshold
 
 CPU = torch.device("cpu")
 needs_units = pytest.mark.skipif(bool(refusal(CPU)), reason=refusal(CPU))
 SHAPES = [
-    (1, 1, 2, 1, 1),
+    (1, 1, 1, 1, 1),
     (3, 5, 130, 77, 1),
     (4, 197, 192, 576, 1),
     (2, 64, 64, 64, 1),
     (5, 13, 34, 80, 5),
     (1, 130, 768, 10, 2),
+    (3, 33, 2081, 33, 1),
 ]
 
 
@@ -83,9 +83,38 @@ def test_the_error_is_that_of_float32(
 
 
 @needs_units
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 1, 1), (77, 130, 33), (700, 384, 100), (40, 4127, 65)])
+def test_the_error_of_means_is_that_of_float32(rows: int, inner: int, columns: int, with_bias: bool) -> None:
+    means, weight, bias = randn(rows, inner) / 3, randn(columns, inner), randn(columns) if with_bias else None
+    found = linear_of_means(means.view(rows, 1, inner), weight, bias)
+    assert found.dtype == torch.float32 and found.shape == (rows, 1, columns)
+    wide = None if bias is None else bias.double()
+    exact = nn.functional.linear(means.double(), weight.double(), wide)
+    size = nn.functional.linear(means.double().abs(), weight.double().abs(), None if wide is None else wide.abs())
+    error = (found[:, 0] - exact).abs()
+    assert (error <= 2.0**-21 * size).all()
+    plain = nn.functional.linear(means, weight, bias)
+    assert error.max() <= 2 * (plain - exact).abs().max() + 1e-30, "no worse than a float32 product"
+
+
+@needs_units
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_so(value: float) -> None:
+    """In its own row; nothing lies about it."""
+    means, weight = randn(40, 70), randn(50, 70)
+    means[33, 69] = value
+    assert linear_of_means(means, weight).isfinite().all(1).tolist() == [row != 33 for row in range(40)]
+    found = linear_of_spikes(means.bfloat16(), weight, steps=2, rate=True)
+    assert found.isfinite().all(1).tolist() == [row != 33 for row in range(40)]
+
+
+@needs_units
 def test_weights_are_split_without_loss() -> None:
     weight = randn(70, 34) * torch.exp2(torch.arange(70.0) - 35)[:, None]
     assert torch.equal(linear_of_spikes(torch.eye(34).bfloat16(), weight, steps=1, rate=True), weight.T)
+    assert torch.equal(linear_of_means(torch.eye(34), weight), weight.T)
+    assert torch.equal(linear_of_means(weight, torch.eye(34)), weight)
 
 
 @needs_units
@@ -104,21 +133,24 @@ def test_rows_and_threads_change_no_bit() -> None:
         found = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(linear_of_spikes(spikes, weight, bias, steps=2, rate=True, outer=3))
+            said = linear_of_spikes(spikes, weight, bias, steps=2, rate=True, outer=3)
+            found.append(torch.stack([said, linear_of_means(spikes.float() / 3, weight, bias)]))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in pairwise(found))
     some = linear_of_spikes(spikes[1:, :, :7], weight, bias, steps=2, rate=True, outer=2)
-    assert torch.equal(some, found[0][1:, :, :7])
+    assert torch.equal(some, found[0][0, 1:, :, :7])
+    assert torch.equal(linear_of_means(spikes[1:, :, :7].float() / 3, weight, bias), found[0][1, 1:, :, :7])
 
 
-@pytest.mark.parametrize("case", ["odd", "float64", "turned"])
+@pytest.mark.parametrize("case", ["float64", "turned", "empty"])
 def test_what_the_units_do_not_take_is_computed_as_defined(case: str) -> None:
-    inner = 7 if case == "odd" else 8
-    spikes, weight = spikes_of(2, 3, inner), randn(5, inner)
-    weight = weight.double() if case == "float64" else randn(inner, 5).T if case == "turned" else weight
+    spikes, weight = spikes_of(2, 0 if case == "empty" else 3, 8), randn(5, 8)
+    weight = weight.double() if case == "float64" else randn(8, 5).T if case == "turned" else weight
     found = linear_of_spikes(spikes, weight, steps=2, rate=True)
     assert found.dtype == weight.dtype and torch.equal(found, means_as_defined(spikes, weight, None, True))
+    means = spikes.to(weight.dtype)
+    assert torch.equal(linear_of_means(means, weight), nn.functional.linear(means, weight))
 
 
 def test_which_neurons_emit_one_number() -> None:
@@ -170,20 +202,22 @@ class Branches(nn.Module):
 
 
 def test_sites_that_only_linear_layers_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transpike._from_spikes.refusal", lambda device: "")
+    monkeypatch.setattr("transpike._linear.refusal", lambda device: "")
     torch.manual_seed(0)
     images = torch.randn(4, 3, 8)
     snn = transpike.convert(Branches().eval(), [images], "ecmt")
-    spoken = from_spikes(snn, 2)
-    assert {"b", "c", "d"} <= {snn.layers_by_node[node.name].module for node in spoken.layers}
-    assert {reader.target for reader in spoken.layers} == {torch.ops.aten.linear.default}
+    linear = linear_layers(snn, 2)
+    spoken = [node for node, layer in linear.layers.items() if layer is not linear_of_means]
+    assert {"b", "c", "d"} <= {snn.layers_by_node[node.name].module for node in spoken}
+    assert {reader.target for reader in linear.layers} == {torch.ops.aten.linear.default}
     for marker in snn.program.fed:
         assert not any("matmul" in str(reader.target) for reader in marker.users)
     eager = snn.simulate(images, 3, kernel="eager")
     run = snn.simulate(images, 3, kernel="compiled")
     torch.testing.assert_close(run.outputs, eager.outputs)
     assert run.spikes.to_json() == eager.spikes.to_json()
-    assert not from_spikes(snn.to(torch.float64), 2).layers
+    assert not linear_layers(snn, None).sites and set(linear_layers(snn, None).layers) == set(linear.layers)
+    assert not linear_layers(snn.to(torch.float64), 2).layers
 
 
 @pytest.mark.parametrize("recipe", ["ecmt", "differential"])
@@ -194,7 +228,7 @@ def test_a_network_of_spikes_is_that_of_means(recipe: str, monkeypatch: pytest.M
     images = randn(6, 3, 32, 32)
     snn = transpike.convert(source, [images], recipe)
     eager = snn.simulate(images, 3, kernel="eager")
-    monkeypatch.setattr("transpike._from_spikes.refusal", lambda device: "")
+    monkeypatch.setattr("transpike._linear.refusal", lambda device: "")
     run = snn.simulate(images, 3, kernel="compiled")
     assert run.kernel == "compiled, 9 linear layers from spikes"
     means = float((run.outputs - eager.outputs).abs().mean() / eager.outputs.abs().mean())
@@ -206,6 +240,24 @@ def test_a_network_of_spikes_is_that_of_means(recipe: str, monkeypatch: pytest.M
     assert evaluation.kernel == run.kernel, "what a report says is of the run itself"
 
 
+@pytest.mark.parametrize(("recipe", "mode"), [("balanced", "folded"), ("balanced", "streaming"), ("ecmt", "streaming")])
+def test_other_networks_and_modes_compute_means_in_parts(
+    recipe: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10).eval()
+    images = randn(6, 3, 32, 32)
+    snn = transpike.convert(source, [images], recipe)
+    eager = snn.simulate(images, 2, mode=mode, kernel="eager")
+    monkeypatch.setattr("transpike._linear.refusal", lambda device: "")
+    run = snn.simulate(images, 2, mode=mode, kernel="compiled")
+    assert run.kernel == "compiled, 9 linear layers in parts"
+    apart = float((run.outputs - eager.outputs).abs().mean() / eager.outputs.abs().mean())
+    assert apart < 0.05, "a membrane on a boundary may fall the other way"
+    half = snn.simulate(images, 2, mode=mode, kernel="compiled", precision="bfloat16")
+    assert half.kernel == "compiled", "other precisions have products of their own"
+
+
 @needs_units
 def test_spikes_are_no_further_from_float64_than_means(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -213,7 +265,7 @@ def test_spikes_are_no_further_from_float64_than_means(monkeypatch: pytest.Monke
     images = randn(16, 3, 64, 64)
     snn = transpike.convert(source, [images], "ecmt")
     found = {"spikes": snn.simulate(images, 4, kernel="compiled", count=False).outputs}
-    monkeypatch.setattr("transpike._from_spikes.refusal", lambda device: "not now")
+    monkeypatch.setattr("transpike._linear.refusal", lambda device: "not now")
     found["means"] = snn.simulate(images, 4, kernel="compiled", count=False).outputs
     exact = snn.to(torch.float64).simulate(images.double(), 4, kernel="eager", count=False).outputs
     apart = {name: float((outputs - exact).abs().mean()) for name, outputs in found.items()}
@@ -229,7 +281,7 @@ def test_a_journal_knows_how_products_are_computed(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("transpike._journal.refusal", lambda device, reason=reason: reason)
         for snn.kernel in ("compiled", "eager"):
             found.add(identity(snn, 4, "auto")["products"])
-    assert found == {"of spikes where compiled", "of spikes where eager", "of means"}
+    assert found == {"in parts where compiled", "plain"}
 
 
 @needs_units
@@ -241,9 +293,9 @@ def test_a_product_that_cannot_be_built_is_said_and_not_used(
         raise OSError("no compiler")
 
     if case == "broken":
-        monkeypatch.setattr(spikes_module, "_built", broken)
+        monkeypatch.setattr(parts, "_built", broken)
     else:
-        monkeypatch.setattr(spikes_module, "_means_on_matrix_units", lambda *_: torch.zeros(3, 2, 66, 70))
-    monkeypatch.setattr(spikes_module, "_refusal", spikes_module._refusal.__wrapped__)
+        monkeypatch.setattr(parts, "_in_parts", lambda *_: torch.zeros(3, 2, 66, 70))
+    monkeypatch.setattr(parts, "_refusal", parts._refusal.__wrapped__)
     assert case == ("broken" if "could not be built (OSError)" in refusal(CPU) else "wrong")
-    assert "linear layers are computed from running means" in caplog.text
+    assert "linear layers are PyTorch's own" in caplog.text
