@@ -16,6 +16,7 @@ from transpike._memory import available, need, parse_size, peak, samples_at_once
 from transpike.cli import main
 from transpike.errors import ConfigError
 from transpike.neurons.trajectory import CHUNK
+from transpike.products import linear_of_means, refusal
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -91,6 +92,18 @@ def test_the_estimate_follows_what_torch_holds(
     if not folded:
         estimate += 64 * (8 + (masks > 2)) * model.neurons_per_sample
     assert 0.95 * held.most < estimate < 1.7 * held.most
+
+
+@pytest.mark.skipif(bool(refusal(torch.device("cpu"))), reason=refusal(torch.device("cpu")))
+def test_the_estimate_has_room_for_weights_in_parts() -> None:
+    source = torch.nn.Sequential(torch.nn.Linear(8, 128), torch.nn.ReLU(), torch.nn.Linear(128, 256)).eval()
+    program = transpike.convert(source, [torch.randn(4, 8)], "ecmt").program
+    with Held() as held:
+        out = linear_of_means(torch.ones(2, 128), torch.ones(256, 128))
+    inputs = 4 * 128 * (2 + 256)
+    parts = held.most - inputs - out.nbytes
+    assert parts == 6 * 128 * 256
+    assert parts < peak(program, 2, 1, chunk=1) < 1.2 * parts
 
 
 def test_an_estimate_grows_with_samples_and_folded_steps(snn: transpike.SpikingModel) -> None:

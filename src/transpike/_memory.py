@@ -186,11 +186,12 @@ def _neuron_temporaries(
     whole trajectory in its frame's units, and a copy where the input may not be contiguous."""
     elements, width = _elements(node, batch), max(WIDTH, _bytes(node, batch) // max(_elements(node, batch), 1))
     part = elements // steps if chunk is None else min(elements // steps, chunk)
-    pulses = 1 if neuron is None or hasattr(neuron, "at_once") else neuron.pulses  # together, a step keeps no trains
+    pulses = 1 if neuron is None else neuron.pulses
+    held = (width * 8, 2) if hasattr(neuron, "at_once") else (width * (5 + pulses), 2 * pulses)  # together: no trains
     tensors = set(neuron.frame.tensors()) if isinstance(neuron, Framed) else set()
     framing = min(len(tensors), 1) + (len(tensors & {"scale", "offset"}) > 1 or len(tensors - {"offset"}) > 1)
     copied = int(_aliased(node.all_input_nodes[0]) is not None)
-    return part * (width * (5 + pulses) + 2 * pulses * counting) + elements * width * (framing + copied)
+    return part * (held[0] + held[1] * counting) + elements * width * (framing + copied)
 
 
 def _temporaries(node: torch.fx.Node, batch: int) -> int:
