@@ -24,17 +24,18 @@ from transpike.neurons import (
     fits,
     trajectory,
 )
-from transpike.neurons.kernel import WORTH_COMPILING, _passes, refusal
+from transpike.neurons.kernel import WORTH_COMPILING, _passes, refusal, spreads_nan
 from transpike.neurons.multi_threshold import _by_splitting, nearest_power_of_two
 from transpike.types import Threshold
 
 CPU = torch.device("cpu")
 SYMMETRIC, LOPSIDED, ONE_SIDED = Threshold(1.5, 1.5), Threshold(0.8125, 0.171875), Threshold(0.75, 0.0)
+NEGATIVE = Threshold(0.0, 0.625)
 CASES: list[tuple[Neuron, tuple[Threshold, ...]]] = [
-    (MultiThreshold(), (SYMMETRIC,)),
-    (MultiThreshold(5, 0.5), (LOPSIDED, ONE_SIDED)),
+    (MultiThreshold(), (SYMMETRIC, LOPSIDED, ONE_SIDED, NEGATIVE)),
+    (MultiThreshold(5, 0.5), (SYMMETRIC, LOPSIDED, ONE_SIDED, NEGATIVE)),
     (PublishedMultiThreshold(), (LOPSIDED,)),
-    (Differential(), (SYMMETRIC, Threshold(0.3, 0.3))),
+    (Differential(), (SYMMETRIC, Threshold(0.3, 0.3), LOPSIDED)),
     (Differential(6, 0.75, pulses=3), (SYMMETRIC,)),
     (ExponentialDecay(4), (LOPSIDED,)),
     (ExponentialDecay(4, 0.7), (SYMMETRIC, ONE_SIDED)),
@@ -163,8 +164,12 @@ def test_negative_thresholds_are_left_to_the_scan() -> None:
 def test_what_is_not_finite_is_found_and_its_site_named(bad: float) -> None:
     values = torch.randn(3, 100)
     values[1, 7] = bad
-    out = compiled_trajectory(Differential(), values, SYMMETRIC, masks=False)[0]
-    assert out.isnan().nonzero().tolist()[0] == [1, 7]
+    for neuron, thresholds in CASES:
+        for threshold in thresholds:
+            out = compiled_trajectory(neuron, values, threshold, masks=False)[0]
+            assert out.isnan().nonzero().tolist()[0] == [1, 7], (neuron, threshold)
+    assert spreads_nan(MultiThreshold, "cpu") and not spreads_nan(MultiThreshold, "cuda"), "bit patterns do not"
+    assert not nearest_power_of_two(torch.tensor([torch.nan])).isnan(), "they do not"
     model, images = transpike.zoo.load_model("digits")[0], torch.rand(4, 1, 8, 8)
     snn = transpike.convert(model, [images], "cascade")
     images[2, 0, 3, 3] = bad

@@ -232,10 +232,16 @@ def _options(form: Form) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if hasattr(config, name)}
 
 
+def spreads_nan(kind: Any, device: str) -> bool:
+    """Whether a neuron gives NaN by itself for what is not finite. Bit patterns, from which levels are read on GPUs, do
+    not: NaN would be silence there."""
+    return device == "cpu" and getattr(kind, "spreads_nan", False)
+
+
 def _firing(form: Form) -> Callable[..., tuple[Any, Any, Any]]:
     """A step of a neuron of this form, for the compiler: its state, what it gives, and how often it fired."""
     step, kind = STEPS[form.code], form.kind
-    at_once = hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2])) and not form.emitted
+    at_once = form.pulses > 1 and hasattr(kind, "firings") and bool({"0", "same"} & set(form.parameters[:2]))
 
     def fire(
         parameters: list[Any], stairs: Staircase | None, frame: Frame, state: Any, time: Any, mean_in: torch.Tensor
@@ -251,7 +257,7 @@ def _firing(form: Form) -> Callable[..., tuple[Any, Any, Any]]:
                 state, mean_out, emitted = step(lambda m: kind.level(m, *parameters), state, time, mean_in)
                 count = count + torch.where(emitted != 0, 1.0, 0.0)
         given = emitted if form.emitted else mean_out
-        if not getattr(kind, "spreads_nan", False):
+        if not spreads_nan(kind, mean_in.device.type):
             given = given + mean_in * 0.0  # nothing, but NaN for what is not finite
         return state, frame.leave(given) if form.framed else given, count
 
