@@ -3,7 +3,7 @@
     python benchmarks/below.py [--checkpoint FILE --images FOLDER]
 
 `products`: time of a layer of DeiT-Tiny and of ViT-B (T = 4, 8 x 197 rows each) in float32, bfloat16 and int8
-(torch._int_mm), and from spikes on matrix units, where the processor has them. `silent`: over the sites that linear
+(torch._int_mm), and in bfloat16 parts, from spikes and from means, where the processor has units for them. `silent`: over the sites that linear
 layers read, by step, the share of neurons that emit nothing and of rows (tokens) in which no neuron emits; a linear
 layer of a sum code could skip those rows.
 """
@@ -23,7 +23,7 @@ import torch
 import transpike
 from transpike._execute import run_body, run_prefix
 from transpike.neurons import advance
-from transpike.products import linear_of_spikes, refusal
+from transpike.products import linear_of_means, linear_of_spikes, refusal
 from transpike.report.machine import versions
 
 
@@ -45,6 +45,7 @@ def products(rows: int, inner: int, outer: int) -> dict[str, Any]:
     if not (reason := refusal(torch.device("cpu"))):
         spikes, weight = torch.randn(rows, inner).sign().bfloat16(), right.t().contiguous()
         forms["float32 from spikes"] = lambda: linear_of_spikes(spikes, weight, steps=4, rate=True)
+        forms["float32 in parts"] = lambda: linear_of_means(left, weight)
     small = ((left * 40).to(torch.int8), (right * 40).to(torch.int8).t().contiguous().t())
     forms["int8"] = lambda: torch._int_mm(*small)
     found: dict[str, Any] = {"float32 from spikes": reason} if reason else {}

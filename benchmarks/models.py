@@ -3,7 +3,7 @@
     python benchmarks/models.py [--repeats 3] [--threads 1,2] [--models deit_tiny_patch16_224,...] [--steps 1,2,4,8]
     python benchmarks/models.py --device cuda --batch 64 --threads 1
 
-Vision Transformers of timm with random weights, recipe `ecmt`. `ratio`: the median over rounds of (time / time of one
+Vision Transformers of timm with random weights, recipe `ecmt` (`--recipe`). `ratio`: the median over rounds of (time / time of one
 source forward pass in float32 on T x batch images, measured in the same round); `source, bfloat16` is that pass under
 autocast. Also a step-by-step re-implementation of
 the paper (step_by_step.py), whose outputs are held against ours first. `clock`: "wall", or "cpu", the processor time of
@@ -30,7 +30,7 @@ from transpike.report.machine import versions
 
 
 def network(
-    name: str, depth: int | None, batch: int = 8, device: str = "cpu"
+    name: str, depth: int | None, batch: int = 8, device: str = "cpu", recipe: str = "ecmt"
 ) -> tuple[Any, transpike.SpikingModel, torch.Tensor]:
     import timm
 
@@ -38,7 +38,7 @@ def network(
     with torch.device(device):
         source = timm.create_model(name, **({} if depth is None else {"depth": depth})).eval()
     images = torch.randn(batch, *source.default_cfg["input_size"], device=device)
-    return source, transpike.convert(source, [images[:4]], "ecmt"), images
+    return source, transpike.convert(source, [images[:4]], recipe), images
 
 
 def same(source: Any, snn: transpike.SpikingModel, images: torch.Tensor) -> float:
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument(
         "--literal-steps", default="4", help="numbers of steps at which the step-by-step network runs too; 0 for none"
     )
+    parser.add_argument("--recipe", default="ecmt", help="the step-by-step network is of ecmt: --literal-steps 0")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help='columns beside "source", with ; between them')
@@ -102,7 +103,7 @@ def main() -> None:
     clock = clock_of(asked.clock, asked.device)
     load, found = os.getloadavg(), []
     for name in asked.models.split(","):
-        parts = network(name, asked.depth, asked.batch, asked.device)
+        parts = network(name, asked.depth, asked.batch, asked.device, asked.recipe)
         difference = same(*parts) if literal else None
         for threads in map(int, asked.threads.split(",")):
             torch.set_num_threads(threads)
@@ -116,7 +117,7 @@ def main() -> None:
         "load_before": load,
         "load_after": os.getloadavg(),
         "batch": asked.batch,
-        "recipe": "ecmt",
+        "recipe": asked.recipe,
         "depth": asked.depth,
     }
     about["environment"] = {**versions(torch.device(asked.device)), **{key: os.environ.get(key) for key in keys}}

@@ -17,10 +17,12 @@ THEIRS = "SpikingJelly 2.0"
 
 def rows(runs: list[dict[str, Any]]) -> list[str]:
     """Markdown rows, by model in the order measured, then threads and steps; what two tools took for the same model in
-    one row. SpikingJelly's column is there once it was measured, and empty where it does not convert."""
+    one row. Other recipes than `ecmt` are named. SpikingJelly's column is there once it was measured, and empty where it does not convert."""
     found: dict[tuple[str, int, int], dict[str, float]] = {}
-    for case in (case for run in runs for case in run["cases"]):
-        found.setdefault((case["model"], case["threads"], case["steps"]), {}).update(case["ratio"])
+    for run in runs:
+        other = "" if run.get("recipe", "ecmt") == "ecmt" else f", `{run['recipe']}`"
+        for case in run["cases"]:
+            found.setdefault((case["model"] + other, case["threads"], case["steps"]), {}).update(case["ratio"])
     order = list(dict.fromkeys(model for model, _, _ in found))
     columns = [*COLUMNS, *([THEIRS] if any(THEIRS in ratio for ratio in found.values()) else [])]
     head = ["| model | threads | T | " + " | ".join(columns) + " |", "|" + "---|" * (3 + len(columns))]
