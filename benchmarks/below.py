@@ -3,9 +3,9 @@
     python benchmarks/below.py [--checkpoint FILE --images FOLDER]
 
 `products`: time of a layer of DeiT-Tiny and of ViT-B (T = 4, 8 x 197 rows each) in float32, bfloat16 and int8
-(torch._int_mm), and in bfloat16 parts, from spikes and from means, where the processor has units for them. `silent`: over the sites that linear
-layers read, by step, the share of neurons that emit nothing and of rows (tokens) in which no neuron emits; a linear
-layer of a sum code could skip those rows.
+(torch._int_mm), and in bfloat16 parts, from spikes and from means, where the processor has units for them. `silent`:
+over the sites that linear layers read, by step, the share of neurons that emit nothing and of rows (tokens) in which no
+neuron emits; a linear layer of a sum code could skip those rows.
 """
 
 from __future__ import annotations

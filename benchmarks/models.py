@@ -3,11 +3,11 @@
     python benchmarks/models.py [--repeats 3] [--threads 1,2] [--models deit_tiny_patch16_224,...] [--steps 1,2,4,8]
     python benchmarks/models.py --device cuda --batch 64 --threads 1
 
-Vision Transformers of timm with random weights, recipe `ecmt` (`--recipe`). `ratio`: the median over rounds of (time / time of one
-source forward pass in float32 on T x batch images, measured in the same round); `source, bfloat16` is that pass under
-autocast. Also a step-by-step re-implementation of
-the paper (step_by_step.py), whose outputs are held against ours first. `clock`: "wall", or "cpu", the processor time of
-this process, which says more where other work shares the machine (then with one thread).
+Vision Transformers of timm with random weights, recipe `ecmt` (`--recipe`). `ratio`: the median over rounds of (time /
+time of one source forward pass in float32 on T x batch images, measured in the same round); `source, bfloat16` is that
+pass under autocast. Also a step-by-step re-implementation of the paper (step_by_step.py), whose outputs are held
+against ours first. `clock`: "wall", or "cpu", the processor time of this process, which says more where other work
+shares the machine (then with one thread).
 Set MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=8589934592, or the C library gives large blocks back to the
 system after every operator, and takes them again.
 """

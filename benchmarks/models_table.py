@@ -17,7 +17,8 @@ THEIRS = "SpikingJelly 2.0"
 
 def rows(runs: list[dict[str, Any]]) -> list[str]:
     """Markdown rows, by model in the order measured, then threads and steps; what two tools took for the same model in
-    one row. Other recipes than `ecmt` are named. SpikingJelly's column is there once it was measured, and empty where it does not convert."""
+    one row. Other recipes than `ecmt` are named. SpikingJelly's column is there once it was measured, and empty where
+    it does not convert."""
     found: dict[tuple[str, int, int], dict[str, float]] = {}
     for run in runs:
         other = "" if run.get("recipe", "ecmt") == "ecmt" else f", `{run['recipe']}`"
