@@ -29,6 +29,7 @@ from transpike.energy.sheet import shown_steps
 from transpike.errors import ConfigError
 from transpike.measure import Tally
 from transpike.recipes import recipe_named
+from transpike.table import decimals
 
 STEPS = 3
 BUILT_IN = ("horowitz_45nm", "davidson_furber_22fdx")
@@ -42,6 +43,14 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def converted(model: nn.Module, x: Any, recipe: str = "ecmt", **options: Any) -> transpike.SpikingModel:
     torch.manual_seed(1)
     return transpike.convert(model.double().eval(), [x], recipe_named(recipe, **{"levels": 3, **options}))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0.00"), (1234.567, "1,234.57"), (0.1, "0.10"), (0.0996, "0.0996"), (-0.00012345, "-0.000123")],
+)
+def test_small_numbers_are_not_shown_as_nothing(value: float, said: str) -> None:
+    assert decimals(value) == said
 
 
 def network(*layers: nn.Module, recipe: str = "ecmt", **options: Any) -> tuple[transpike.SpikingModel, Tally]:

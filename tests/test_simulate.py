@@ -360,7 +360,7 @@ def test_a_model_that_mixes_its_batch_streams() -> None:
 
 
 BAD_INPUTS = {
-    "tokens missing": (lambda x: x[:, :3], r"shape \(5, 3, 6\), but the model takes \(batch, 4, 6\)"),
+    "tokens missing": (lambda x: x[:, :3], r"^input 0 has shape \(5, 3, 6\), but the model takes \(batch, 4, 6\)"),
     "no batch": (lambda x: x[0], r"shape \(4, 6\)"),
     "one dimension more": (lambda x: x[None], "shape"),
     "integers": (lambda x: x.long(), "int64"),
@@ -409,7 +409,7 @@ def test_names_and_batches_of_keyword_inputs() -> None:
     for inputs in wrong:
         with pytest.raises(DataError, match="captured with inputs attention_mask, input_ids"):
             snn.simulate(inputs, 2)
-    with pytest.raises(DataError, match="attention_mask has a batch of 2|input_ids has a batch of 3"):
+    with pytest.raises(DataError, match="^input (attention_mask has a batch of 2|input_ids has a batch of 3)"):
         snn.simulate({**batch, "attention_mask": batch["attention_mask"][:2]}, 2)
     with pytest.raises(DataError, match="input_ids is torch.float64"):
         snn.simulate({**batch, "input_ids": batch["input_ids"].double()}, 2)

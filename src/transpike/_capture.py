@@ -92,17 +92,18 @@ class Captured:
         batch = None
         for spec, leaf in zip(self.inputs, leaves, strict=True):
             axis = spec.batch_axis
+            said = spec.name if spec.name.startswith("input ") else f"input {spec.name}"
             expected = tuple(spec.shape)
             actual = tuple(None if i == axis else size for i, size in enumerate(leaf.shape))
             if actual != expected:
                 wanted = ", ".join("batch" if size is None else str(size) for size in expected)
-                raise DataError(f"input {spec.name} has shape {tuple(leaf.shape)}, but the model takes ({wanted})")
+                raise DataError(f"{said} has shape {tuple(leaf.shape)}, but the model takes ({wanted})")
             if leaf.dtype.is_floating_point != spec.dtype.is_floating_point:
-                raise DataError(f"input {spec.name} is {leaf.dtype}, but the model takes {spec.dtype}")
+                raise DataError(f"{said} is {leaf.dtype}, but the model takes {spec.dtype}")
             if axis is not None:
                 batch = leaf.shape[axis] if batch is None else batch
                 if leaf.shape[axis] != batch or batch == 0:
-                    raise DataError(f"input {spec.name} has a batch of {leaf.shape[axis]}, the others have {batch}")
+                    raise DataError(f"{said} has a batch of {leaf.shape[axis]}, the others have {batch}")
         if not self.free_batch and batch is not None and batch != self.batch_size:
             raise DataError(f"this model was captured for a batch of {self.batch_size} only, but got {batch}")
         return tuple(_cast(leaf, spec.dtype) for leaf, spec in zip(leaves, self.inputs, strict=True))

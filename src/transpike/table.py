@@ -47,3 +47,8 @@ def shorten(text: str, width: int) -> str:
 
 def cells(values: Sequence[float], digits: int = 2) -> tuple[str, ...]:
     return tuple(f"{value:.{digits}f}" for value in values)
+
+
+def decimals(value: float) -> str:
+    """With two decimals; what they would not show, with three digits: 0.000123."""
+    return f"{value:,.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._plan import Plan
 from ..measure import Tally
-from ..table import Table
+from ..table import Table, decimals
 from .prices import PriceTable, load_prices
 
 
@@ -67,8 +67,8 @@ class PaperAccount:
         rows = tuple(
             (
                 str(t + 1),
-                f"{self.operations[t] / 1e6:.2f}",
-                f"{self.energy_pj[t] / 1e6:.2f}",
+                decimals(self.operations[t] / 1e6),
+                decimals(self.energy_pj[t] / 1e6),
                 f"{self.spikes_per_synapse[t]:.3f}",
                 f"{self.ratio[t]:.3f}",
             )
@@ -76,7 +76,7 @@ class PaperAccount:
         )
         left_out = f"left out as in the papers: {', '.join(self.left_out)}; " if self.left_out else ""
         notes = (
-            f"source {self.dense / 1e6:.2f} M multiply-accumulates, {self.source_pj / 1e6:.2f} uJ; "
+            f"source {decimals(self.dense / 1e6)} M multiply-accumulates, {decimals(self.source_pj / 1e6)} uJ; "
             f"prices: {self.prices.name}",
             f"{left_out}compensated operators, neurons and memory are not counted: compare with papers, not with chips",
         )

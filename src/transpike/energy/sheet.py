@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..table import Table
+from ..table import Table, decimals
 
 if TYPE_CHECKING:
     from .accounts import EnergySheet
@@ -41,7 +41,7 @@ def comparison_table(sheet: EnergySheet) -> Table:
 
 
 def _micro(values: np.ndarray) -> str:
-    return f"{values[-1] / 1e6:,.2f}"
+    return decimals(values[-1] / 1e6)
 
 
 def _notes(sheet: EnergySheet) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def parts_table(sheet: EnergySheet) -> Table:
     parts = sheet.parts()
     compute, memory = (sum(pair[i] for pair in parts.values()) or 1.0 for i in (0, 1))
     rows = tuple(
-        (name, f"{c / 1e6:,.2f}", f"{100 * c / compute:.1f}", f"{m / 1e6:,.2f}", f"{100 * m / memory:.1f}")
+        (name, decimals(c / 1e6), f"{100 * c / compute:.1f}", decimals(m / 1e6), f"{100 * m / memory:.1f}")
         for name, (c, m) in sorted(parts.items(), key=lambda item: -sum(item[1]))
     )
     columns = ("part", "uJ compute", "% of compute", "uJ memory", "% of memory")
