@@ -98,14 +98,13 @@ def simulate(
     linear = linear_layers(model, steps if folded else None) if own else Linear()
     budget = model.max_memory if max_memory is None else max_memory
     size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
-    runs = []
+    run, runs = (_folded if folded else _streaming), []
     for part in [leaves] if size >= samples else pieces(leaves, model.batch_axes, size):
         tally = Tally(steps, samples=model.samples_in(part))
         with in_precision(model, precision):
-            if folded:
-                output = _folded(model, part, tally, count, compiled, linear)
-            else:
-                output = _streaming(model, part, tally, count, compiled, linear)
+            output = run(model, part, tally, count, compiled, linear)
+            if compiled and bool(output.isnan().any()):
+                run(model, part, Tally(steps, samples=tally.samples), False, False, Linear())  # says at which site
         runs.append((output.float() if precision == "bfloat16" else output, tally))
     return _joined(model, runs, "folded" if folded else "streaming", chosen + str(linear))
 
@@ -191,8 +190,6 @@ def _folded(
         return fold_back(out, axis)
 
     output = run_body(model.program, crossing, fire, None if counter is None else counter.after, linear.layers)
-    if compiled and bool(output.isnan().any()):
-        _folded(model, leaves, Tally(steps, samples=tally.samples), False, False, Linear())  # says at which site
     return per_step(output, steps, batch_axis_of_output(model.program.output))
 
 
@@ -245,10 +242,6 @@ def _streaming(
         # All at once: a small block kept from every step would lie between those that come and go.
         outputs = output.new_empty((tally.steps, *output.shape)) if outputs is None else outputs
         outputs[t - 1] = output
-    if compiled and bool(outputs.isnan().any()):  # type: ignore[union-attr]
-        _streaming(
-            model, leaves, Tally(tally.steps, samples=tally.samples), False, False, Linear()
-        )  # says at which site
     return outputs  # type: ignore[return-value]
 
 
