@@ -187,8 +187,10 @@ void compute(const Layer& layer, const Input* input, uint16_t* packed) {
   });
   const int64_t slice = over(over(layer.K, over(layer.K, DEEP)), DEPTH) * DEPTH;
   const int64_t step = slice / DEPTH * 2 * OF * TILE;  // of 32 rows
-  const int64_t all = over(layer.rows(), BLOCK), tall = std::clamp<int64_t>(ROOM / (2 * layer.T * step), 1, all);
-  const int64_t parts = over(all, tall), shares = std::min(blocks, over(at::get_num_threads(), parts));
+  const int64_t all = over(layer.rows(), BLOCK), fit = std::clamp<int64_t>(ROOM / (2 * layer.T * step), 1, all);
+  const int64_t threads = at::get_num_threads(), rounds = over(over(all, fit), threads);
+  const int64_t tall = over(all, rounds * threads), parts = over(all, tall);  // as much for every thread
+  const int64_t shares = std::min(blocks, over(threads, parts));
   at::parallel_for(0, parts * shares, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<void, void (*)(void*)> room(std::aligned_alloc(64, 2 * tall * layer.T * step), &std::free);
     auto* inputs = static_cast<uint16_t*>(room.get());
