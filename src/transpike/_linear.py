@@ -40,8 +40,8 @@ def linear_layers(model: SpikingModel, steps: int | None) -> Linear:
     them."""
     if refusal(model.device):
         return Linear()
-    program = model.program
-    known = {node for node in program.body if is_constant_linear(node, program.crossing) and _is_float32(model, node)}
+    program, crossing = model.program, set(model.program.crossing)
+    known = {node for node in program.body if is_constant_linear(node, crossing) and _is_float32(model, node)}
     layers: dict[torch.fx.Node, Callable[..., torch.Tensor]] = dict.fromkeys(known, linear_of_means)
     sites: set[torch.fx.Node] = set()
     for marker, readers in program.fed.items() if steps else ():
