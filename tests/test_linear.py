@@ -153,6 +153,14 @@ def test_what_the_units_do_not_take_is_computed_as_defined(case: str) -> None:
     assert torch.equal(linear_of_means(means, weight), nn.functional.linear(means, weight))
 
 
+def test_shapes_that_do_not_fit_are_refused_as_by_pytorch() -> None:
+    for weight, bias in ((randn(5, 7), None), (randn(5, 9), None), (randn(5, 8), randn(4))):
+        with pytest.raises(RuntimeError, match="shape|size"):
+            linear_of_means(randn(3, 8), weight, bias)
+        with pytest.raises(RuntimeError, match="shape|size"):
+            linear_of_spikes(spikes_of(2, 3, 8), weight, bias, steps=2, rate=True)
+
+
 def test_which_neurons_emit_one_number() -> None:
     eight, nine = Threshold(0.99609375, 0.5), Threshold(0.998046875, 0.5)
     assert one_number(MultiThreshold(), eight) and one_number(Differential(), eight)

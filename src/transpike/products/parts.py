@@ -86,6 +86,7 @@ def _refusal() -> str:
 def _fits(inputs: Tensor, dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> bool:
     constants = [weight] if bias is None else [weight, bias]
     plain = all(constant.is_contiguous() and constant.dtype == torch.float32 for constant in constants)
+    plain = plain and weight.shape[1:] == inputs.shape[-1:] and all(c.shape[0] == weight.shape[0] for c in constants)
     return plain and inputs.dtype == dtype and inputs.numel() > 0 and not refusal(inputs.device)
 
 
