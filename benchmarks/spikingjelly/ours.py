@@ -20,7 +20,7 @@ import transpike
 from transpike import recipes
 from transpike.energy import EnergySheet
 
-METHODS = {"ecmt": recipes.ecmt(), "differential": recipes.differential()}
+METHODS = {"ecmt": recipes.ecmt(), "differential": recipes.differential(), "balanced": recipes.balanced()}
 STEPS = {"vit": 8, "resnet20": 16}
 TIMED = {"vit": (1, 4, 8), "resnet20": (1, 4, 8)}
 

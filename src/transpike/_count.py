@@ -93,6 +93,13 @@ class Counter:
             self.spoken[marker] = keep_samples(spoken, batch_axis(marker) + 1, self.samples, places)
         self.rows, self.samples = self.rows[places.cpu().numpy()], len(places)
 
+    def rest(self) -> None:
+        """In the steps that follow this one nobody fires; analog layers read what they read now."""
+        for layer in self.layers.values():
+            if layer.role is Role.WEIGHT and layer.operands[layer.signal_position].site is None:
+                counts = self.tally.operations[layer.name]
+                counts[self.step + 1 :] += counts[self.step]
+
     def after(self, node: torch.fx.Node, values: Values) -> None:
         layer = self.layers.get(node.name)
         if layer is not None:

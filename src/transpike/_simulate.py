@@ -19,6 +19,7 @@ from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
 from ._linear import Linear, linear_layers
 from ._memory import pieces, samples_at_once
+from ._rest import Rest, can_rest, rests_soon
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
 from .neurons import choose, compiled_once, compiled_trajectory, fire_once, fits, trajectory
@@ -67,8 +68,10 @@ def simulate(
 
     Arguments: inputs -- as the source model takes them: a tensor, a tuple or a dict. mode -- "folded" runs all steps
     as one batch of T x B; "streaming" runs them one after the other with one tensor of state per neuron, memory
-    independent of T; "auto" folds where conversion found that the model allows it. count -- also count spikes and
-    synaptic operations. kernel -- "compiled" runs neurons as one compiled pass over memory, "eager" step by step in
+    independent of T, until nobody would fire again: the steps after that are what this one is, to the last bit, and
+    do not run. "auto" folds where conversion found that the model allows it, but for several steps of
+    neurons that fire several times in each, which are soon at rest. count -- also count spikes and synaptic
+    operations. kernel -- "compiled" runs neurons as one compiled pass over memory, "eager" step by step in
     PyTorch, bit for bit the same; "auto" compiles where that is worth it and a compiler is there; None is the model's
     own choice, `model.kernel`. Compiled, a processor with matrix units for bfloat16 computes linear layers on them,
     folded from spikes where it can; as exactly as in float32, and rounds otherwise (`products.linear_of_spikes`).
@@ -91,7 +94,7 @@ def simulate(
         raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     leaves = model.prepare(inputs)
     samples = model.samples_in(leaves)
-    folded = mode == "folded" or (mode == "auto" and not model.unfoldable)
+    folded = mode == "folded" or (mode == "auto" and not model.unfoldable and (steps == 1 or not rests_soon(model)))
     chosen = chosen_kernel(model, kernel, samples * steps)
     compiled = chosen == "compiled"
     own = compiled and precision == "float32"
@@ -234,14 +237,21 @@ def _streaming(
     crossing = once(model, leaves)
     state: dict[str, torch.Tensor] = {}
     counter = _counter(model, tally, 1) if count else None
+    resting = can_rest(model)
     outputs: torch.Tensor | None = None
     for t in range(1, tally.steps + 1):
         if counter is not None:
             counter.step = t - 1
-        output = step(model, crossing, state, t, counter, compiled=compiled, linear=linear)
+        rest = Rest(resting and t < tally.steps)
+        output = step(model, crossing, state, t, counter, compiled=compiled, linear=linear, rest=rest)
         # All at once: a small block kept from every step would lie between those that come and go.
         outputs = output.new_empty((tally.steps, *output.shape)) if outputs is None else outputs
         outputs[t - 1] = output
+        if rest.holds:
+            outputs[t:] = output
+            if counter is not None:
+                counter.rest()
+            break
     return outputs  # type: ignore[return-value]
 
 
@@ -254,9 +264,11 @@ def step(
     *,
     compiled: bool = False,
     linear: Linear = Linear(),  # noqa: B008 -- frozen
+    rest: Rest | None = None,
 ) -> torch.Tensor:
     """One step of all neurons; `state` (by site) is what step t-1 left and is replaced by what step t leaves. Compiled,
-    the output is NaN where a site received what is not finite. `linear` computes the linear layers."""
+    the output is NaN where a site received what is not finite. `linear` computes the linear layers; `rest` asks whether
+    another step would change anything."""
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
@@ -266,6 +278,8 @@ def step(
             _require_finite(site, value)
         after, out, spikes = run(neuron, state.get(site), t, value, threshold, count=counter is not None)
         state[site] = after
+        if rest is not None:
+            rest.ask(run, neuron, after, t, value, threshold, count=counter is not None)
         if counter is not None and spikes is not None:
             axis = batch_axis(marker)
             summed = None if marker in model.program.fed else per_step(after != 0, 1, axis)

@@ -39,6 +39,7 @@ class Differential:
     name: ClassVar[str] = "differential"
     code: ClassVar[str] = "sum"
     spreads_nan: ClassVar[bool] = True
+    timeless: ClassVar[bool] = True
     levels: int = 8
     cutoff: float = 0.5
     pulses: int = 1

@@ -1,0 +1,51 @@
+"""A network in which nobody would fire again stays as it is: SpikingModel -> whether the steps that follow must run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .neurons import Neuron
+from .types import Threshold
+
+if TYPE_CHECKING:
+    from ._model import SpikingModel
+
+
+@dataclass
+class Rest:
+    """Whether nobody would fire in a step after this one; asked of every neuron until one of them would.
+
+    Where a neuron's step depends on its state and input alone (`timeless`), a step on the same input in which no state
+    changes is followed by others like it: all values stay what they are, to the last bit.
+    """
+
+    holds: bool
+
+    def ask(
+        self,
+        run: Callable[..., Any],
+        neuron: Neuron,
+        state: torch.Tensor,
+        t: int,
+        mean_in: torch.Tensor,
+        threshold: Threshold,
+        *,
+        count: bool,
+    ) -> None:
+        """Fire once more, for the answer alone: `state` is what step t left, `mean_in` what it read."""
+        if self.holds:
+            after, _, spikes = run(neuron, state.clone(), t + 1, mean_in, threshold, count=count)
+            self.holds = torch.equal(after, state) and not (spikes is not None and bool(spikes.any()))
+
+
+def can_rest(model: SpikingModel) -> bool:
+    return all(getattr(neuron, "timeless", False) for neuron in model.neurons.values())
+
+
+def rests_soon(model: SpikingModel) -> bool:
+    """Whether its neurons have said nearly everything after one or two steps: they fire several times in each."""
+    return can_rest(model) and all(neuron.pulses > 1 for neuron in model.neurons.values())

@@ -1,0 +1,132 @@
+"""A network at rest: steps in which nobody would fire do not run, and no number differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import transpike
+from transpike import _simulate
+from transpike._rest import Rest, can_rest, rests_soon
+from transpike.neurons import Differential, fire_once
+from transpike.recipes import RECIPES
+from transpike.types import Threshold
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def steps_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many steps ran since it was asked last."""
+    ran = 0
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal ran
+        ran += 1
+        return run_body(*arguments, **options)
+
+    def since() -> int:
+        nonlocal ran
+        before, ran = ran, 0
+        return before
+
+    run_body = _simulate.run_body
+    monkeypatch.setattr(_simulate, "run_body", counted)
+    return since
+
+
+def converted(recipe: str, images: torch.Tensor, **options: Any) -> transpike.SpikingModel:
+    return transpike.convert(transpike.zoo.load_model("digits")[0], [images], RECIPES[recipe](**options))
+
+
+@pytest.mark.parametrize("kernel", ["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("recipe", "options", "brighter", "rests"),
+    [
+        ("balanced", {}, 1, (1, 2)),
+        ("cascade", {"pulses": 2, "head": "analog"}, 1, (2, 5)),
+        ("cascade", {"pulses": 2}, 8, (2, 5)),
+        ("differential", {}, 1, (2, STEPS)),
+        ("ecmt", {}, 1, (STEPS, STEPS)),
+    ],
+    ids=str,
+)
+def test_no_number_differs_from_running_all_steps(
+    recipe: str,
+    options: dict[str, Any],
+    brighter: float,
+    rests: tuple[int, int],
+    kernel: str,
+    images: torch.Tensor,
+    steps_run: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    snn, inputs = converted(recipe, images, **options), images[:5] * brighter
+    how: dict[str, Any] = {"mode": "streaming", "kernel": kernel}
+    steps_run()
+    run, uncounted, ran = (
+        snn.simulate(inputs, STEPS, **how),
+        snn.simulate(inputs, STEPS, count=False, **how),
+        steps_run(),
+    )
+    monkeypatch.setattr(_simulate, "can_rest", lambda model: False)
+    whole = snn.simulate(inputs, STEPS, **how)
+    assert steps_run() == STEPS
+    assert 2 * rests[0] <= ran <= 2 * rests[1]
+    assert torch.equal(run.outputs, whole.outputs) and torch.equal(uncounted.outputs, whole.outputs)
+    assert run.spikes.to_json() == whole.spikes.to_json()
+    assert np.array_equal(run.spikes.by_sample, whole.spikes.by_sample)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pulses", [1, 2])
+def test_rest_is_when_the_next_step_is_silent(pulses: int) -> None:
+    """Twin: run every neuron by itself until it falls silent, for good."""
+    neuron, threshold = Differential(6, 0.5, pulses), Threshold(1.0, 1.0)
+    means = torch.randn(50, generator=torch.Generator().manual_seed(2))
+    state, said = None, []
+    for t in range(1, 12):
+        rest = Rest(True)
+        state, _, spikes = fire_once(neuron, state, t, means, threshold, count=True)
+        rest.ask(fire_once, neuron, state, t, means, threshold, count=True)
+        assert spikes is not None
+        said.append((bool(spikes.any()), rest.holds))
+    fired, rests = map(list, zip(*said, strict=True))
+    assert rests[:-1] == [not later for later in fired[1:]]
+    assert rests == sorted(rests) and not rests[0] and rests[-1]
+
+
+def test_after_one_neuron_that_would_fire_nobody_is_asked() -> None:
+    def never(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("asked")
+
+    zeros = torch.zeros(3)
+    rest = Rest(True)
+    rest.ask(fire_once, Differential(), zeros, 1, torch.ones(3), Threshold(1.0, 1.0), count=False)
+    rest.ask(never, Differential(), zeros, 1, zeros, Threshold(1.0, 1.0), count=False)
+    assert not rest.holds
+
+
+def test_what_is_soon_at_rest_streams_unless_told_otherwise(images: torch.Tensor) -> None:
+    modes = {
+        recipe: converted(recipe, images).simulate(images, 2).mode for recipe in ("balanced", "differential", "ecmt")
+    }
+    assert modes == {"balanced": "streaming", "differential": "folded", "ecmt": "folded"}
+    assert converted("balanced", images).simulate(images, 1).mode == "folded", "one step has no rest to wait for"
+    assert converted("balanced", images).simulate(images, 2, mode="folded").mode == "folded"
+
+
+def test_neurons_with_a_clock_never_rest(images: torch.Tensor) -> None:
+    """What a few-spikes neuron or a rate code does depends on the step, too."""
+    assert {name: can_rest(converted(name, images)) for name in RECIPES} == {
+        name: name in ("balanced", "cascade", "differential") for name in RECIPES
+    }
+    assert rests_soon(converted("balanced", images)) and not rests_soon(converted("differential", images))
