@@ -169,6 +169,6 @@ def test_events_of_a_cascade_add_up(network: transpike.SpikingModel, tmp_path) -
 def test_nir_refuses_it_by_name() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).eval()
     snn = transpike.convert(model, [torch.randn(4, 4)], "cascade")
-    nir_graph = pytest.importorskip("transpike.codecs.nir_graph")
+    nir_file = pytest.importorskip("transpike.codecs.nir_file")
     with pytest.raises(ModelError, match="may fire several times in a step"):
-        nir_graph.code_of(snn)
+        nir_file.code_of(snn)

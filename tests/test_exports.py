@@ -24,7 +24,8 @@ from transpike._literal import Literal, Spikes
 from transpike.cli import main
 from transpike.codecs.events import partial_path, read_events, write_events
 from transpike.codecs.nir_drift import drift
-from transpike.codecs.nir_graph import read_nir, to_nir, write_nir
+from transpike.codecs.nir_file import read_nir
+from transpike.codecs.nir_graph import to_nir, write_nir
 from transpike.codecs.nir_neuron import neuron_graph
 from transpike.codecs.nir_run import flat, run_nir_on
 from transpike.codecs.relu_neurons import relu_neurons

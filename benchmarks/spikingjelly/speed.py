@@ -3,10 +3,10 @@
     SPIKINGJELLY_ENVIRONMENT/bin/python speed.py theirs > theirs.json
     python speed.py ours --beside theirs.json > both.json
 
-DeiT-Tiny's shape (or `--shape`) as torchvision's `VisionTransformer`, random weights and images, or with `--data S` the
-published weights of DeiT-Tiny and images of split.json. Unit: one forward pass of the tool's own source, in its own
-environment, on T x batch images, measured in the same round; `T passes` are T of them on one batch. SpikingJelly runs its
-transformer recipe as in theirs.py, in multi-step mode; ours is `ecmt`, or `--recipe`.
+DeiT-Tiny's shape (or `--shape`) as torchvision's `VisionTransformer`, random weights and images, or with `--data S`
+DeiT-Tiny's published weights and images of split.json. Unit: one forward pass of the tool's own source, in its own
+environment, on T x batch images, measured in the same round; `T passes` are T of them on one batch. SpikingJelly runs
+its transformer recipe as in theirs.py, in multi-step mode; ours is `ecmt`, or `--recipe`.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from . import ops
 from ._count import Counter, batch_axis, keep_samples
 from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values
-from ._linear import Linear, linear_layers
+from ._kernels import choose_kernels
 from ._model import SpikingModel
-from ._simulate import Run, batch_axis_of_output, chosen_kernel, in_precision, once, simulate, step
+from ._simulate import Run, batch_axis_of_output, in_precision, once, simulate, step
 from .errors import CalibrationError, ConfigError
 from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
 from .measure.agreement import IGNORED
@@ -59,15 +59,14 @@ def stop_early(
     counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms) if count else None
     state: dict[str, torch.Tensor] = {}
     crossing = once(model, leaves)
-    compiled = chosen_kernel(model, kernel, tally.samples * steps) == "compiled"
-    linear = linear_layers(model, None) if compiled and model.precision == "float32" else Linear()
+    chosen = choose_kernels(model, kernel, model.precision, samples=tally.samples, steps=steps, folded=False)
     rows = torch.arange(tally.samples)
     outputs, took = [], torch.full((tally.samples,), steps)
     for t in range(1, steps + 1):
         if counter is not None:
             counter.step = t - 1
         with in_precision(model, model.precision):
-            output = step(model, crossing, state, t, counter, compiled=compiled, linear=linear)
+            output = step(model, crossing, state, t, counter, chosen)
         outputs = outputs or [output.new_empty((tally.samples, output.shape[-1]))]
         ended = (margins(output) > threshold).cpu() if t < steps else rows >= 0
         outputs[0][rows[ended]], took[rows[ended]] = output[ended], t
@@ -80,7 +79,7 @@ def stop_early(
             rows = rows[places]
             if counter is not None:
                 counter.keep(places)
-    if compiled and bool(outputs[0].isnan().any()):  # NaN is no margin, so such samples have run to the end
+    if chosen.compiled and bool(outputs[0].isnan().any()):  # NaN is no margin, so such samples have run to the end
         simulate(model, inputs, steps=steps, mode="streaming", count=False, kernel="eager")  # says at which site
     return Stopped(outputs[0].float() if model.precision == "bfloat16" else outputs[0], took, tally)
 

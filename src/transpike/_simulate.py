@@ -17,12 +17,12 @@ import torch.fx
 
 from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, run_body, run_prefix
-from ._linear import Linear, linear_layers
+from ._kernels import EAGER, Kernels, choose_kernels
 from ._memory import pieces, samples_at_once
 from ._rest import Rest, can_rest, rests_soon
 from .errors import ConfigError, DataError
 from .measure import Tally, per_step
-from .neurons import choose, compiled_once, compiled_trajectory, fire_once, fits, trajectory
+from .neurons import fire_once, trajectory
 from .products import three_products
 
 if TYPE_CHECKING:
@@ -95,29 +95,18 @@ def simulate(
     leaves = model.prepare(inputs)
     samples = model.samples_in(leaves)
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable and (steps == 1 or not rests_soon(model)))
-    chosen = chosen_kernel(model, kernel, samples * steps)
-    compiled = chosen == "compiled"
-    own = compiled and precision == "float32"
-    linear = linear_layers(model, steps if folded else None) if own else Linear()
+    chosen = choose_kernels(model, kernel, precision, samples=samples, steps=steps, folded=folded)
     budget = model.max_memory if max_memory is None else max_memory
     size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
     run, runs = (_folded if folded else _streaming), []
     for part in [leaves] if size >= samples else pieces(leaves, model.batch_axes, size):
         tally = Tally(steps, samples=model.samples_in(part))
         with in_precision(model, precision):
-            output = run(model, part, tally, count, compiled, linear)
-            if compiled and bool(output.isnan().any()):
-                run(model, part, Tally(steps, samples=tally.samples), False, False, Linear())  # says at which site
+            output = run(model, part, tally, count, chosen)
+            if chosen.compiled and bool(output.isnan().any()):
+                run(model, part, Tally(steps, samples=tally.samples), False, EAGER)  # says at which site
         runs.append((output.float() if precision == "bfloat16" else output, tally))
-    return _joined(model, runs, "folded" if folded else "streaming", chosen + str(linear))
-
-
-def chosen_kernel(model: SpikingModel, kernel: str | None, passes: int) -> str:
-    """ "compiled", or "eager" with the reason; what is chosen already stays."""
-    kernel = kernel or model.kernel
-    if kernel.startswith("eager ("):
-        return kernel
-    return choose(kernel, model.neurons_per_sample * passes, model.device)
+    return _joined(model, runs, "folded" if folded else "streaming", str(chosen))
 
 
 def in_precision(model: SpikingModel, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -168,7 +157,7 @@ def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: s
 
 
 def _folded(
-    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool, linear: Linear
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, kernels: Kernels
 ) -> torch.Tensor:
     steps = tally.steps
     values = once(model, leaves)
@@ -180,10 +169,10 @@ def _folded(
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site, axis = str(marker.args[1]), batch_axis(marker)
         neuron, threshold = model.neurons[site], model.thresholds[site]
-        run = compiled_trajectory if compiled and fits(neuron, threshold) else trajectory
+        run = kernels.of_all_steps(neuron, threshold)
         if run is trajectory:
             _require_finite(site, value)
-        elif marker in linear.sites:
+        elif marker in kernels.linear.sites:
             run = partial(run, emitted=True)
         drive = per_step(value, steps, axis)
         paired = marker not in model.program.fed  # a product of two signals may read it
@@ -192,7 +181,7 @@ def _folded(
             counter.fired(marker, fired, summed)
         return fold_back(out, axis)
 
-    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, linear.layers)
+    output = run_body(model.program, crossing, fire, None if counter is None else counter.after, kernels.linear.layers)
     return per_step(output, steps, batch_axis_of_output(model.program.output))
 
 
@@ -232,7 +221,7 @@ def batch_axis_of_output(output: torch.fx.Node) -> int:
 
 
 def _streaming(
-    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, compiled: bool, linear: Linear
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], tally: Tally, count: bool, kernels: Kernels
 ) -> torch.Tensor:
     crossing = once(model, leaves)
     state: dict[str, torch.Tensor] = {}
@@ -243,7 +232,7 @@ def _streaming(
         if counter is not None:
             counter.step = t - 1
         rest = Rest(resting and t < tally.steps)
-        output = step(model, crossing, state, t, counter, compiled=compiled, linear=linear, rest=rest)
+        output = step(model, crossing, state, t, counter, kernels, rest)
         # All at once: a small block kept from every step would lie between those that come and go.
         outputs = output.new_empty((tally.steps, *output.shape)) if outputs is None else outputs
         outputs[t - 1] = output
@@ -261,19 +250,17 @@ def step(
     state: dict[str, torch.Tensor],
     t: int,
     counter: Counter | None,
-    *,
-    compiled: bool = False,
-    linear: Linear = Linear(),  # noqa: B008 -- frozen
+    kernels: Kernels = EAGER,
     rest: Rest | None = None,
 ) -> torch.Tensor:
     """One step of all neurons; `state` (by site) is what step t-1 left and is replaced by what step t leaves. Compiled,
-    the output is NaN where a site received what is not finite. `linear` computes the linear layers; `rest` asks whether
+    the output is NaN where a site received what is not finite. `rest` asks whether
     another step would change anything."""
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
         neuron, threshold = model.neurons[site], model.thresholds[site]
-        run = compiled_once if compiled and fits(neuron, threshold) else fire_once
+        run = kernels.of_one_step(neuron, threshold)
         if run is fire_once:
             _require_finite(site, value)
         after, out, spikes = run(neuron, state.get(site), t, value, threshold, count=counter is not None)
@@ -286,4 +273,4 @@ def step(
             counter.fired(marker, per_step(spikes, 1, axis), summed)
         return out
 
-    return run_body(model.program, crossing, fire, None if counter is None else counter.after, linear.layers)
+    return run_body(model.program, crossing, fire, None if counter is None else counter.after, kernels.linear.layers)

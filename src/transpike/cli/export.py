@@ -107,7 +107,8 @@ def nir(
 ) -> None:
     """Write a NIR graph, read it back, run it on DATA, and print how far it drifts from the network."""
     from ..codecs.nir_drift import drift
-    from ..codecs.nir_graph import read_nir, write_nir
+    from ..codecs.nir_file import read_nir
+    from ..codecs.nir_graph import write_nir
     from ..codecs.relu_neurons import relu_neurons as give_neurons
     from ..errors import ConfigError
 

@@ -10,7 +10,7 @@ import torch.fx
 from .._execute import run_body, run_prefix
 from ..errors import ConfigError
 from ..measure.drift import Drift
-from .nir_graph import facts
+from .nir_file import facts
 from .nir_run import run_nir
 
 if TYPE_CHECKING:

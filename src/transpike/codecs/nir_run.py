@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import ModelError
-from .nir_graph import facts
+from .nir_file import facts
 from .nir_operators import pair
 
 if TYPE_CHECKING:

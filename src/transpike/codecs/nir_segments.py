@@ -18,7 +18,7 @@ from ..files import put_json, write_together
 from ..types import Layer, Role
 from .layers import foldable, treatments
 from .nir_draft import Draft, Signal
-from .nir_graph import code_of, metadata, model_dtype
+from .nir_file import code_of, metadata, model_dtype
 from .nir_layers import folded_layer, write_layer, write_neuron
 from .nir_neuron import load_nir
 

@@ -142,7 +142,7 @@ def _passes(
     """The numbers of a site, its staircase, and what runs over memory with the steps it is for; remembered, because
     finding it takes longer than running a small site."""
     parameters = neuron.parameters(threshold, dtype)
-    stairs = None if emitted else _stairs(neuron, threshold, dtype, device)
+    stairs = _stairs(neuron, threshold, dtype, device)
     kind = (type(neuron), neuron.code, neuron.pulses, _sorts(parameters))
     parts = [(first, min(first + STEPS_AT_ONCE, steps)) for first in range(0, steps, STEPS_AT_ONCE)]
     beside = (masks, framed, emitted, stairs is not None)

@@ -1,0 +1,50 @@
+"""SpikingModel -> how a run computes: neurons in one compiled pass or step by step, linear layers on matrix units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ._linear import Linear, linear_layers
+from .neurons import Neuron, choose, compiled_once, compiled_trajectory, fire_once, fits, trajectory
+from .types import Threshold
+
+if TYPE_CHECKING:
+    from ._model import SpikingModel
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """neurons -- "compiled", or "eager" with the reason. linear -- what computes linear layers, where not PyTorch."""
+
+    neurons: str = "eager"
+    linear: Linear = field(default_factory=Linear)
+
+    @property
+    def compiled(self) -> bool:
+        return self.neurons == "compiled"
+
+    def of_all_steps(self, neuron: Neuron, threshold: Threshold) -> Callable[..., Any]:
+        return compiled_trajectory if self.compiled and fits(neuron, threshold) else trajectory
+
+    def of_one_step(self, neuron: Neuron, threshold: Threshold) -> Callable[..., Any]:
+        return compiled_once if self.compiled and fits(neuron, threshold) else fire_once
+
+    def __str__(self) -> str:
+        return self.neurons + str(self.linear)
+
+
+EAGER = Kernels()
+
+
+def choose_kernels(
+    model: SpikingModel, asked: str | None, precision: str, *, samples: int, steps: int, folded: bool
+) -> Kernels:
+    """As asked for, or else by the model's own choice; what is chosen already stays."""
+    asked = asked or model.kernel
+    work = model.neurons_per_sample * samples * steps
+    chosen = Kernels(asked if asked.startswith("eager (") else choose(asked, work, model.device))
+    if not chosen.compiled or precision != "float32":
+        return chosen
+    return Kernels(chosen.neurons, linear_layers(model, steps if folded else None))
