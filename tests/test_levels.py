@@ -15,7 +15,7 @@ import torch
 import transpike
 from transpike._levels import LevelCounts, count_levels
 from transpike.cli import main
-from transpike.errors import ConfigError
+from transpike.errors import ConfigError, DataError
 from transpike.neurons import Neuron
 from transpike.recipes import RECIPES
 from transpike.report.levels_picture import level_grid, levels_picture
@@ -28,6 +28,7 @@ STEPS = 3
 class Heard:
     """A neuron that remembers every value it emits, [step -> value -> how often]."""
 
+    code = "none"  # that rests: a neuron that is only asked would be heard
     neuron: Neuron
     steps: list[Counter[float]] = field(default_factory=lambda: [Counter() for _ in range(STEPS)])
 
@@ -83,6 +84,14 @@ def test_without_the_option_nothing_is_counted(
     assert main(["layers", "net", "--data", "digits", "--limit", "4", "--steps", "1", "--json", "l.json"]) == 0
     assert json.loads(Path("l.json").read_text())["levels"] is None
     assert "by level" not in capsys.readouterr().out
+
+
+def test_nan_is_no_silence() -> None:
+    images = torch.rand(4, 1, 8, 8)
+    snn = transpike.convert(load_model(), [images], "ecmt")
+    images[1, 0, 2, 2] = torch.nan
+    with pytest.raises(DataError, match="received NaN or infinity"):
+        count_levels(snn, images, steps=1)
 
 
 def test_the_picture_has_a_column_for_each_level() -> None:

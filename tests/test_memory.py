@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -111,7 +112,8 @@ def test_an_estimate_grows_with_samples_and_folded_steps(snn: transpike.SpikingM
     four, sixteen = (need(snn, steps=steps, folded=True, count=True)[1] for steps in (4, 16))
     assert 2.5 < sixteen / four < 4.1
     two, many = (need(snn, steps=steps, folded=False, count=True) for steps in (2, 32))
-    assert two == many
+    outputs = 30 * int(np.prod(snn.simulate(randn(1, 20, 6), 1).outputs.shape)) * 8
+    assert (two[0], two[1] + outputs) == many, "what is kept of every step is the output"
 
 
 @pytest.mark.parametrize("mode", ["folded", "streaming"])
@@ -156,6 +158,23 @@ def test_refusals(snn: transpike.SpikingModel) -> None:
     for wrong in (0, -1, 1.5, True, "4GB"):
         with pytest.raises(ConfigError, match="max_memory must be a whole number of bytes"):
             snn.simulate(randn(2, 20, 6), 4, max_memory=wrong)  # type: ignore[arg-type]
+
+
+def test_a_batch_that_cannot_be_divided_fits_or_is_refused() -> None:
+    class Mixing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.tanh(self.a(x))
+            return self.b(x - x.mean(0, keepdim=True))
+
+    x = torch.randn(6, 4)
+    mixing = transpike.convert(Mixing().eval(), [x], "ecmt")
+    assert mixing.simulate(x, 2, max_memory=10**9).mode == "streaming"
+    with pytest.raises(ConfigError, match="a batch of 6 takes about .* MB, which is more than the 1 MB of max_memory"):
+        mixing.simulate(x, 2, max_memory=10**6)
 
 
 def test_sizes() -> None:

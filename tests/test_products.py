@@ -44,6 +44,7 @@ def test_what_sixteen_bits_hold_is_exact() -> None:
         (aten.addmm.default, (randn(5), randn(4, 13), randn(13, 5)), {"beta": 0.5, "alpha": 2}),
         (aten.mm.default, (randn(4, 13), randn(13, 5)), {}),
         (aten.bmm.default, (randn(3, 4, 13), randn(3, 13, 5)), {}),
+        (aten.baddbmm.default, (randn(3, 4, 5), randn(3, 4, 13), randn(3, 13, 5)), {"beta": 0.5, "alpha": 2}),
         (aten.matmul.default, (randn(4, 13), randn(13)), {}),
         (aten.matmul.default, (randn(3, 1, 4, 13), randn(2, 13, 5)), {}),
     ],

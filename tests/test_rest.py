@@ -11,8 +11,10 @@ import torch
 
 import transpike
 from transpike import _simulate
-from transpike._rest import Rest, can_rest, rests_soon
-from transpike.neurons import Differential, fire_once
+from transpike._memory import need
+from transpike._rest import Rest, can_rest
+from transpike.measure import margins
+from transpike.neurons import Differential, fire_once, trajectory
 from transpike.recipes import RECIPES
 from transpike.types import Threshold
 
@@ -116,17 +118,44 @@ def test_after_one_neuron_that_would_fire_nobody_is_asked() -> None:
 
 
 def test_what_is_soon_at_rest_streams_unless_told_otherwise(images: torch.Tensor) -> None:
-    modes = {
-        recipe: converted(recipe, images).simulate(images, 2).mode for recipe in ("balanced", "differential", "ecmt")
-    }
-    assert modes == {"balanced": "streaming", "differential": "folded", "ecmt": "folded"}
-    assert converted("balanced", images).simulate(images, 1).mode == "folded", "one step has no rest to wait for"
-    assert converted("balanced", images).simulate(images, 2, mode="folded").mode == "folded"
+    networks = {name: converted(name, images) for name in RECIPES}
+    soon = {name for name, snn in networks.items() if snn.simulate(images, 2).mode == "streaming"}
+    assert soon == {"balanced", "few-spikes", "mbe", "parallel"}, "not what goes back and forth, as cascade may"
+    assert {name for name, snn in networks.items() if can_rest(snn)} == {*soon, "cascade", "differential"}
+    assert networks["balanced"].simulate(images, 1).mode == "folded", "one step has no rest to wait for"
+    assert networks["balanced"].simulate(images, 2, mode="folded").mode == "folded"
 
 
-def test_neurons_with_a_clock_never_rest(images: torch.Tensor) -> None:
-    """What a few-spikes neuron or a rate code does depends on the step, too."""
-    assert {name: can_rest(converted(name, images)) for name in RECIPES} == {
-        name: name in ("balanced", "cascade", "differential") for name in RECIPES
-    }
-    assert rests_soon(converted("balanced", images)) and not rests_soon(converted("differential", images))
+def test_halfway_between_two_multiples_a_neuron_goes_back_and_forth() -> None:
+    """With a cutoff of one half; so its network does not rest."""
+    half, threshold = torch.tensor([0.5 * 2.0**-7]), Threshold(1.0, 1.0)
+    for cutoff, spikes in ((0.5, 5), (0.75, 0)):
+        out, fired, _ = trajectory(Differential(8, cutoff, pulses=5), half.repeat(4, 1), threshold, masks=True)
+        assert fired is not None and fired.flatten().tolist() == [spikes] * 4
+        assert len(out.unique()) == (2 if spikes else 1)
+
+
+def test_early_exit_does_not_run_what_would_be_silent(
+    images: torch.Tensor, steps_run: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some samples stop in the first step, the others would run to the end."""
+    snn = converted("cascade", images, pulses=2, head="analog", cutoff=0.75)
+    first = snn.simulate(images, 1).outputs[0]
+    threshold = float(margins(first).median())
+    steps_run()
+    stopped, ran = transpike.stop_early(snn, images, steps=STEPS, threshold=threshold), steps_run()
+    monkeypatch.setattr("transpike._early_exit.can_rest", lambda model: False)
+    whole = transpike.stop_early(snn, images, steps=STEPS, threshold=threshold)
+    assert len(set(whole.steps.tolist())) > 1 and ran < steps_run() == STEPS
+    assert torch.equal(stopped.outputs, whole.outputs) and torch.equal(stopped.steps, whole.steps)
+    assert stopped.spikes.to_json() == whole.spikes.to_json()
+
+
+def test_parts_of_a_batch_rest_by_themselves(images: torch.Tensor) -> None:
+    snn = converted("balanced", images).to(torch.float64)
+    fixed, each = need(snn, steps=STEPS, folded=False, count=True)
+    whole = snn.simulate(images.double(), STEPS, mode="folded")
+    parts = snn.simulate(images.double(), STEPS, max_memory=fixed + 3 * each + 1)
+    assert parts.mode == "streaming, 3 samples at once"
+    assert (parts.outputs - whole.outputs).abs().max() < 1e-10
+    assert parts.spikes.to_json() == whole.spikes.to_json()

@@ -300,6 +300,43 @@ def test_bfloat16_is_autocast_and_measured(mode: str) -> None:
         snn.simulate(x, 3, precision="float16")
 
 
+@pytest.mark.parametrize("mode", ["folded", "streaming"])
+def test_autocast_leaves_float64_as_it_is(snn: transpike.SpikingModel, x: torch.Tensor, mode: str) -> None:
+    plain, half = (snn.simulate(x, 3, mode=mode, precision=precision) for precision in ("float32", "bfloat16"))
+    assert torch.equal(half.outputs, plain.outputs.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_numbers_of_16_bits_are_refused_with_what_to_do(dtype: torch.dtype) -> None:
+    torch.manual_seed(4)
+    x, advice = randn(6, 4, 6).float(), r"convert model\.float\(\), and simulate with precision='bfloat16'"
+    with pytest.raises(ConfigError, match=rf"embed\.weight is {dtype}; .*{advice}"):
+        transpike.convert(Block().to(dtype).eval(), [x.to(dtype)])
+    snn = transpike.convert(Block().float().eval(), [x])
+    for arguments in ({"dtype": dtype}, {"tensor": x.to(dtype)}):
+        with pytest.raises(ConfigError, match=rf"this network cannot be cast to {dtype}; .*{advice}"):
+            snn.to(**arguments)
+    assert snn.simulate(x, 1).outputs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("mode", ["folded", "streaming"])
+def test_nan_that_an_operator_hides_is_found_where_it_arrives(mode: str) -> None:
+    class Hiding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nan_to_num(self.b(torch.tanh(self.a(x))))
+
+    x = torch.randn(6, 4)
+    snn = transpike.convert(Hiding().eval(), [x], "ecmt")
+    x[2, 1] = torch.nan
+    for kernel in ("compiled", "eager"):
+        with pytest.raises(DataError, match="site b:input received NaN or infinity"):
+            snn.simulate(x, 2, mode=mode, kernel=kernel)
+
+
 def test_a_cast_network_takes_inputs_of_any_float() -> None:
     torch.manual_seed(4)
     x = randn(6, 4, 6)

@@ -25,6 +25,7 @@ from .calibration import Calibration, Progress, calibrate, given
 from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
 from .group import ALONE, Group
 from .measure import per_step
+from .neurons import require_wide
 from .recipes import DEFAULT, Recipe, recipe_named
 from .zoo import check_finite
 
@@ -134,6 +135,8 @@ def check_inputs(model: Any, calibration: Any) -> None:
         raise CalibrationError(f"calibration must be batches or thresholds, not {type(calibration).__name__}")
     if model.training:
         raise CaptureError("the model is in training mode; call model.eval() first")
+    for name, tensor in model.named_parameters():
+        require_wide(tensor.dtype, f"{name} is {tensor.dtype}")
     check_finite(model)
 
 

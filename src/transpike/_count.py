@@ -195,7 +195,8 @@ def batch_axis(node: torch.fx.Node) -> int:
 
 def keep_samples(value: torch.Tensor, axis: int, samples: int, places: torch.Tensor) -> torch.Tensor:
     """A value of a batch of `samples` along `axis`, for those at `places` only."""
-    return value.unflatten(axis, (samples, -1)).index_select(axis, places).flatten(axis, axis + 1)
+    kept = value.unflatten(axis, (samples, -1)).index_select(axis, places.to(value.device))
+    return kept.flatten(axis, axis + 1)
 
 
 def fold_back(value: torch.Tensor, axis: int) -> torch.Tensor:

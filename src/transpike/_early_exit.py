@@ -16,6 +16,7 @@ from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values
 from ._kernels import choose_kernels
 from ._model import SpikingModel
+from ._rest import Rest, can_rest
 from ._simulate import Run, batch_axis_of_output, in_precision, once, simulate, step
 from .errors import CalibrationError, ConfigError
 from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
@@ -39,8 +40,8 @@ def stop_early(
     model: SpikingModel, inputs: Any, *, steps: int, threshold: float, count: bool = True, kernel: str | None = None
 ) -> Stopped:
     """Simulate step by step; a sample whose two largest class probabilities are more than `threshold` apart stops and
-    leaves the batch, so that the steps it does not need take no time. The others stop after `steps`. `kernel` as for
-    `simulate`.
+    leaves the batch, so that the steps it does not need take no time. The others stop after `steps` (those in which
+    nobody would fire do not run). `kernel` as for `simulate`.
 
     Raises: ConfigError for a threshold outside 0..1, for outputs that are not one row of class scores per sample, and
     for several samples of a model that does not keep them apart; DataError for inputs of another shape.
@@ -60,17 +61,24 @@ def stop_early(
     state: dict[str, torch.Tensor] = {}
     crossing = once(model, leaves)
     chosen = choose_kernels(model, kernel, model.precision, samples=tally.samples, steps=steps, folded=False)
-    rows = torch.arange(tally.samples)
-    outputs, took = [], torch.full((tally.samples,), steps)
+    rows, resting = torch.arange(tally.samples), can_rest(model)
+    outputs: torch.Tensor | None = None
+    took = torch.full((tally.samples,), steps)
     for t in range(1, steps + 1):
         if counter is not None:
             counter.step = t - 1
+        rest = Rest(resting and t < steps)
         with in_precision(model, model.precision):
-            output = step(model, crossing, state, t, counter, chosen)
-        outputs = outputs or [output.new_empty((tally.samples, output.shape[-1]))]
+            output = step(model, crossing, state, t, counter, chosen, rest)
+        outputs = output.new_empty((tally.samples, output.shape[-1])) if outputs is None else outputs
+        outputs[rows] = output  # of those that go on, until the next step
         ended = (margins(output) > threshold).cpu() if t < steps else rows >= 0
-        outputs[0][rows[ended]], took[rows[ended]] = output[ended], t
+        took[rows[ended]] = t
         if ended.all():
+            break
+        if rest.holds and not ended.any():  # and never will
+            if counter is not None:
+                counter.rest()
             break
         if ended.any():
             places = (~ended).nonzero().flatten()
@@ -79,9 +87,10 @@ def stop_early(
             rows = rows[places]
             if counter is not None:
                 counter.keep(places)
-    if chosen.compiled and bool(outputs[0].isnan().any()):  # NaN is no margin, so such samples have run to the end
+    assert outputs is not None
+    if chosen.compiled and bool(outputs.isnan().any()):  # NaN is no margin, so such samples have run to the end
         simulate(model, inputs, steps=steps, mode="streaming", count=False, kernel="eager")  # says at which site
-    return Stopped(outputs[0].float() if model.precision == "bfloat16" else outputs[0], took, tally)
+    return Stopped(outputs.float() if model.precision == "bfloat16" else outputs, took, tally)
 
 
 def require_scores(model: SpikingModel) -> None:
@@ -99,7 +108,7 @@ def _keep(values: Values, samples: int, places: torch.Tensor) -> Values:
     kept: Values = {}
     for node, value in values.items():
         if isinstance(value, torch.Tensor) and node.meta.get("batch_axis") is not None:
-            kept[node] = keep_samples(value, batch_axis(node), samples, places.to(value.device))
+            kept[node] = keep_samples(value, batch_axis(node), samples, places)
         elif isinstance(value, int) and node.meta.get("batch_scaled"):
             kept[node] = value // samples * len(places)
         else:
@@ -110,7 +119,7 @@ def _keep(values: Values, samples: int, places: torch.Tensor) -> Values:
 def _keep_state(model: SpikingModel, state: dict[str, torch.Tensor], samples: int, places: torch.Tensor) -> None:
     axes = {str(node.args[1]): batch_axis(node) for node in model.program.body if ops.is_site(node)}
     for site, value in state.items():
-        state[site] = keep_samples(value, axes[site], samples, places.to(value.device))
+        state[site] = keep_samples(value, axes[site], samples, places)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch.fx
 from torch.fx.node import map_arg
 
 from . import ops, products
+from .errors import DataError
 
 aten = torch.ops.aten
 Values = dict[torch.fx.Node, Any]
@@ -165,6 +166,12 @@ def run_body(
             del values[dead]
     result = map_arg(program.output.args[0], values.__getitem__)
     return result[0] if isinstance(result, (tuple, list)) else result
+
+
+def require_finite(site: str, value: torch.Tensor) -> None:
+    """A neuron would turn NaN into silence and the output would look sound."""
+    if value.numel() and not all(abs(float(bound)) < float("inf") for bound in torch.aminmax(value)):
+        raise DataError(f"site {site} received NaN or infinity; check the inputs, or run the model in a wider dtype")
 
 
 def call(node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:

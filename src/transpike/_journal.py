@@ -87,7 +87,7 @@ def identity(model: SpikingModel, steps: int, mode: str) -> dict[str, Any]:
     from . import __version__
 
     device = model.device
-    cuda = device.type == "cuda"
+    cuda, plain = device.type == "cuda", model.kernel.startswith("eager") or refusal(device)
     return {
         "weights": digest(model.weights()),
         "graph": _sha256(str(model.whole.module.graph).encode()),
@@ -98,7 +98,7 @@ def identity(model: SpikingModel, steps: int, mode: str) -> dict[str, Any]:
         "mode": mode,
         "max_memory": model.max_memory,
         "precision": model.precision,
-        "products": "plain" if model.kernel == "eager" or refusal(device) else f"in parts where {model.kernel}",
+        "products": "plain" if plain else f"in parts where {model.kernel}",
         "dtype": sorted({str(p.dtype).removeprefix("torch.") for p in model.whole.module.parameters()}),
         "device": torch.cuda.get_device_name(device) if cuda else f"cpu {torch.backends.cpu.get_cpu_capability()}",
         "threads": None if cuda else torch.get_num_threads(),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ._linear import Linear, linear_layers
 from .neurons import Neuron, choose, compiled_once, compiled_trajectory, fire_once, fits, trajectory
 from .types import Threshold
@@ -16,10 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kernels:
-    """neurons -- "compiled", or "eager" with the reason. linear -- what computes linear layers, where not PyTorch."""
+    """neurons -- "compiled", or "eager" with the reason. linear -- what computes linear layers, where not PyTorch.
+    watched -- what sites receive is looked at for NaN and infinity; compiled neurons give NaN for both, so that it is
+    enough to look at the output, where nothing can hide it."""
 
     neurons: str = "eager"
     linear: Linear = field(default_factory=Linear)
+    watched: bool = True
 
     @property
     def compiled(self) -> bool:
@@ -45,6 +50,14 @@ def choose_kernels(
     asked = asked or model.kernel
     work = model.neurons_per_sample * samples * steps
     chosen = Kernels(asked if asked.startswith("eager (") else choose(asked, work, model.device))
-    if not chosen.compiled or precision != "float32":
+    if not chosen.compiled:
         return chosen
-    return Kernels(chosen.neurons, linear_layers(model, steps if folded else None))
+    linear = linear_layers(model, steps if folded else None) if precision == "float32" else Linear()
+    return Kernels(chosen.neurons, linear, watched=_may_hide_nan(model))
+
+
+def _may_hide_nan(model: SpikingModel) -> bool:
+    """Whether the output may look sound although a site received NaN."""
+    hidden = any(node.target is torch.ops.aten.nan_to_num.default for node in model.program.body)
+    first = model.program.output.all_input_nodes[0]
+    return hidden or bool(model.plan.unknown) or not first.meta["val"].is_floating_point()

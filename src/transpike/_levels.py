@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.fx
 
-from ._execute import run_body, run_prefix
+from ._execute import require_finite, run_body, run_prefix
 from .errors import ConfigError
 from .neurons import advance
 from .table import Table, shorten
@@ -84,7 +84,8 @@ class LevelCounts:
 
 @torch.no_grad()
 def count_levels(model: SpikingModel, inputs: Any, *, steps: int) -> LevelCounts:
-    """Simulate one batch and count the spikes of every level. The sums over levels are the tally's spikes.
+    """Simulate one batch and count the spikes of every level. The sums over levels are the tally's spikes, up to
+    ties of several firings that round otherwise here, one after the other, in float32.
 
     Raises: ConfigError for steps < 1; DataError for inputs of another shape.
     """
@@ -99,6 +100,7 @@ def count_levels(model: SpikingModel, inputs: Any, *, steps: int) -> LevelCounts
 
     def fire(t: int, marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
         site = str(marker.args[1])
+        require_finite(site, value)
         state[site], out, trains = advance(model.neurons[site], state.get(site), t, value, model.thresholds[site])
         found.counts[site][t - 1] = sum(_histogram(emitted, found.amplitudes[site]) for emitted in trains)
         return out

@@ -76,9 +76,9 @@ def samples_at_once(
     model: SpikingModel, samples: int, *, steps: int, folded: bool, count: bool, budget: int | None
 ) -> int:
     """How many samples of a batch to simulate together: as many as fit `budget` bytes beside weights and inputs, or
-    half of the memory available, evenly divided.
+    half of the memory available, evenly divided. A model that cannot run folded gets its batches as they are.
 
-    Raises: ConfigError where not even one sample fits a given budget.
+    Raises: ConfigError where not even one sample fits a given budget, or not the batch of such a model.
     """
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
         raise ConfigError(f"max_memory must be a whole number of bytes, not {budget!r}")
@@ -86,10 +86,17 @@ def samples_at_once(
     if limit is None:
         most = available(model.device)
         limit = None if most is None else int(SHARE * most)
-    if limit is None or model.unfoldable:
+    if limit is None or (model.unfoldable and budget is None):
         return samples
     fixed, each = need(model, steps=steps, folded=folded, count=count)
     fitting = int((limit - fixed) // max(each, 1))
+    if model.unfoldable:
+        if samples > fitting:
+            raise ConfigError(
+                f"a batch of {samples} takes about {_shown(fixed + samples * each)}, which is more than the "
+                f"{_shown(limit)} of max_memory, and cannot be divided ({model.unfoldable}); lower the batch size"
+            )
+        return samples
     if fitting < 1 and budget is not None:
         raise ConfigError(
             f"one sample takes about {_shown(fixed + each)}, which is more than the {_shown(budget)} of max_memory; "
@@ -126,6 +133,7 @@ def _need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tupl
     each = (many - one) / (PROBE - 1)
     if not folded:
         each += (width(model) + remembered) * model.neurons_per_sample  # what neurons keep from step to step
+        each += (steps - 1) * sum(_bytes(node, 1) for node in model.program.output.all_input_nodes[:1])
     return OVERHEAD + int(max(one - each, 0)), int(each)
 
 

@@ -21,7 +21,7 @@ from .codecs import save
 from .energy import EnergySheet, PaperAccount, PriceTable, energy_sheet, paper_account
 from .errors import ConfigError
 from .measure import Tally
-from .neurons import Framed, Neuron
+from .neurons import Framed, Neuron, require_wide
 from .recipes import Recipe
 from .types import Layer, Role, Threshold
 
@@ -98,6 +98,9 @@ class SpikingModel:
     def to(self, *args: Any, **kwargs: Any) -> SpikingModel:
         """Move or cast as `torch.nn.Module.to` does; the source module, which shares the weights, goes along. What
         `dispatch` spread comes together again."""
+        for target in (*args, *kwargs.values()):
+            if isinstance(dtype := getattr(target, "dtype", target), torch.dtype):
+                require_wide(dtype, f"this network cannot be cast to {dtype}")
         if self.dispatched is not None:
             self.program = gather(self.dispatched, self.captured.graph, self.source_module)
             self.dispatched = None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Rest:
     """Whether nobody would fire in a step after this one; asked of every neuron until one of them would.
 
-    Where a neuron's step depends on its state and input alone (`timeless`), a step on the same input in which no state
+    A neuron's step under a sum code depends on its state and input alone, so a step on the same input in which no state
     changes is followed by others like it: all values stay what they are, to the last bit.
     """
 
@@ -43,9 +43,11 @@ class Rest:
 
 
 def can_rest(model: SpikingModel) -> bool:
-    return all(getattr(neuron, "timeless", False) for neuron in model.neurons.values())
+    return all(neuron.code == "sum" for neuron in model.neurons.values())
 
 
 def rests_soon(model: SpikingModel) -> bool:
-    """Whether its neurons have said nearly everything after one or two steps: they fire several times in each."""
-    return can_rest(model) and all(neuron.pulses > 1 for neuron in model.neurons.values())
+    """Whether its neurons have said nearly everything after one or two steps, by firing several times in each. Those
+    that fire at half their smallest level go back and forth halfway between two."""
+    neurons = model.neurons.values()
+    return can_rest(model) and all(neuron.pulses > 1 and getattr(neuron, "cutoff", 1.0) > 0.5 for neuron in neurons)

@@ -16,11 +16,11 @@ import torch
 import torch.fx
 
 from ._count import Counter, batch_axis, fold_back
-from ._execute import Values, run_body, run_prefix
+from ._execute import Values, require_finite, run_body, run_prefix
 from ._kernels import EAGER, Kernels, choose_kernels
 from ._memory import pieces, samples_at_once
 from ._rest import Rest, can_rest, rests_soon
-from .errors import ConfigError, DataError
+from .errors import ConfigError
 from .measure import Tally, per_step
 from .neurons import fire_once, trajectory
 from .products import three_products
@@ -68,18 +68,18 @@ def simulate(
 
     Arguments: inputs -- as the source model takes them: a tensor, a tuple or a dict. mode -- "folded" runs all steps
     as one batch of T x B; "streaming" runs them one after the other with one tensor of state per neuron, memory
-    independent of T, until nobody would fire again: the steps after that are what this one is, to the last bit, and
-    do not run. "auto" folds where conversion found that the model allows it, but for several steps of
-    neurons that fire several times in each, which are soon at rest. count -- also count spikes and synaptic
-    operations. kernel -- "compiled" runs neurons as one compiled pass over memory, "eager" step by step in
-    PyTorch, bit for bit the same; "auto" compiles where that is worth it and a compiler is there; None is the model's
-    own choice, `model.kernel`. Compiled, a processor with matrix units for bfloat16 computes linear layers on them,
-    folded from spikes where it can; as exactly as in float32, and rounds otherwise (`products.linear_of_spikes`).
+    independent of T but for the outputs, until nobody would fire again: the steps after that are what this one is, to
+    the last bit, and do not run. "auto" folds where conversion found that the model allows it, but for several steps
+    of neurons that fire several times in each, which are soon at rest. count -- also count spikes and synaptic
+    operations. kernel -- "compiled" runs neurons as one compiled pass over memory, "eager" step by step in PyTorch,
+    bit for bit the same; "auto" compiles where that is worth it and a compiler is there; None is the model's own
+    choice, `model.kernel`. Compiled, a processor with matrix units for bfloat16 computes linear layers on them, folded
+    from spikes where it can; as exactly as in float32, but with other rounding (`products.linear_of_spikes`).
     max_memory -- bytes that the run may take beside weights and inputs: a batch that needs more is simulated in parts;
     None is `model.max_memory` or, where that is None, half of what is available.
     precision -- "bfloat16" runs all operators under autocast, with the state of neurons in float32 as ever;
     "bfloat16x3" every matrix product as three bfloat16 ones added up in float32, for GPUs, where that is faster than
-    float32 and nearly as exact (convolutions stay as they are); "float32" leaves the model as it is; None is
+    float32 and nearly as exact (convolutions and einsum stay as they are); "float32" leaves the model as it is; None is
     `model.precision`.
     Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for
     inputs of another shape.
@@ -170,13 +170,14 @@ def _folded(
         site, axis = str(marker.args[1]), batch_axis(marker)
         neuron, threshold = model.neurons[site], model.thresholds[site]
         run = kernels.of_all_steps(neuron, threshold)
-        if run is trajectory:
-            _require_finite(site, value)
-        elif marker in kernels.linear.sites:
+        if kernels.watched or run is trajectory:
+            require_finite(site, value)
+        if run is not trajectory and marker in kernels.linear.sites:
             run = partial(run, emitted=True)
         drive = per_step(value, steps, axis)
         paired = marker not in model.program.fed  # a product of two signals may read it
-        out, fired, summed = run(neuron, drive, threshold, masks=count, sums=paired, dtype=rounded)
+        dtype = None if value.dtype == torch.float64 else rounded  # which autocast leaves as they are
+        out, fired, summed = run(neuron, drive, threshold, masks=count, sums=paired, dtype=dtype)
         if counter is not None and fired is not None:
             counter.fired(marker, fired, summed)
         return fold_back(out, axis)
@@ -187,12 +188,6 @@ def _folded(
 
 def _counter(model: SpikingModel, tally: Tally, folded: int) -> Counter:
     return Counter(model.program, tally, model.layers_by_node, folded, model.recipe.product_terms)
-
-
-def _require_finite(site: str, value: torch.Tensor) -> None:
-    """A neuron would turn NaN into silence and the output would look sound."""
-    if value.numel() and not all(abs(float(bound)) < float("inf") for bound in torch.aminmax(value)):
-        raise DataError(f"site {site} received NaN or infinity; check the inputs, or run the model in a wider dtype")
 
 
 def once(model: SpikingModel, leaves: tuple[torch.Tensor, ...]) -> Values:
@@ -261,8 +256,8 @@ def step(
         site = str(marker.args[1])
         neuron, threshold = model.neurons[site], model.thresholds[site]
         run = kernels.of_one_step(neuron, threshold)
-        if run is fire_once:
-            _require_finite(site, value)
+        if kernels.watched or run is fire_once:
+            require_finite(site, value)
         after, out, spikes = run(neuron, state.get(site), t, value, threshold, count=counter is not None)
         state[site] = after
         if rest is not None:

@@ -19,7 +19,7 @@ from .kernel import KERNELS, choose, compiled_once, compiled_trajectory, fits, o
 from .multi_threshold import MultiThreshold
 from .parallel import Parallel
 from .published import PublishedMultiThreshold
-from .trajectory import Neuron, advance, fire_once, spikes_in, trajectory
+from .trajectory import Neuron, advance, fire_once, require_wide, spikes_in, trajectory
 
 NEURONS: dict[str, type[Neuron]] = {
     "multi-threshold": MultiThreshold,
@@ -54,6 +54,7 @@ __all__ = [
     "one_number",
     "own_units",
     "plain",
+    "require_wide",
     "spikes_in",
     "trajectory",
 ]

@@ -24,8 +24,9 @@ class Differential:
         R(t) = R(t-1) + Q(M_in(t) - R(t-1));   M_out(t) = R(t)
 
     Q is the nearest level, as in `MultiThreshold`. On a constant input in range the error shrinks at least threefold a
-    step, until it is below cutoff theta 2^-(n-1), instead of as 1/t; a neuron that is right falls silent. It needs the
-    same large levels in both directions, even where the activation has one sign, or it cannot take back an overshoot.
+    step, until it is below cutoff theta 2^-(n-1), instead of as 1/t; a neuron that is right falls silent (with a cutoff
+    of 1/2 or less, one halfway between two multiples of the smallest level goes back and forth). It needs the same
+    large levels in both directions, even where the activation has one sign, or it cannot take back an overshoot.
     A residual cascade is the same neuron with several firings a step: each corrects what the ones before left, so one
     step with enough of them rounds to the nearest multiple of the smallest level, written in signed powers of two.
     Arguments: levels -- n, per sign. cutoff -- the smallest correction that fires, in units of the smallest level.
@@ -39,7 +40,6 @@ class Differential:
     name: ClassVar[str] = "differential"
     code: ClassVar[str] = "sum"
     spreads_nan: ClassVar[bool] = True
-    timeless: ClassVar[bool] = True
     levels: int = 8
     cutoff: float = 0.5
     pulses: int = 1

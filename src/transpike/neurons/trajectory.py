@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
+from ..errors import ConfigError
 from ..types import Threshold
 
 # Elements of one step handled together: state and temporaries stay in cache (measured: 2**18 float32 is the fastest
@@ -49,6 +50,14 @@ def spike_dtype(neuron: Neuron) -> torch.dtype:
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Neuron state is float32 at least, whatever autocast makes of the input."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def require_wide(dtype: torch.dtype, what: str) -> None:
+    """Raises ConfigError for numbers of less than 32 bits, which neurons do not keep to."""
+    if dtype.is_floating_point and dtype.itemsize < 4:
+        raise ConfigError(
+            f"{what}; neurons compute in float32: convert model.float(), and simulate with precision='bfloat16'"
+        )
 
 
 def rounded_to(dtype: torch.dtype | None, value: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """How products are computed where not just by PyTorch's operator: with a scale inside, as three bfloat16 products, or
 in bfloat16 parts on a processor's matrix units, from the spikes of a step or from running means.
 
-To add a way, add its file and say in `_simulate` when it is taken.
+To add a way, add its file and say in `_linear` (for linear layers) or `_execute` when it is taken.
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {
     aten.mm.default: matmul,
     aten.bmm.default: matmul,
     aten.addmm.default: addmm,
+    aten.baddbmm.default: addmm,
 }
 
 
