@@ -214,6 +214,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         f"{digits} 1.5": "--early-exit takes a share from 0 to 1",
         f"{digits} 0.01 --journal j": "--early-exit does not go with a journal",
         "eval net --data digits --early-exit 0.01": "name some with --calibration",
+        "eval net --data digits --early-exit 0.01 --samples 3": "is converted already, so --samples cannot change it",
         "eval net --data digits --calibration digits": "converted already, so --calibration cannot change it",
     }
     assert say("convert digits --calibration digits --samples 20 --out net --quiet")[0] == 0

@@ -241,6 +241,16 @@ def processes(words: list[str], folder: Path, count: int = 2) -> list[tuple[int,
 
 
 @needs_accelerate
+@pytest.mark.parametrize("variables", [{"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "two"}], ids=str)
+def test_processes_that_cannot_find_each_other(variables: dict[str, str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")} | variables
+    line = [sys.executable, "-m", "transpike", "--version"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: the processes of this run cannot find each other")
+    assert "unset these variables" in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+
+
+@needs_accelerate
 def test_two_processes_write_the_report_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["eval", "digits", "--data", "digits", "--limit=50", "--samples=20", "--steps=2", "--batch-size=4"]

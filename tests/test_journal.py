@@ -23,8 +23,11 @@ import torch
 import transpike
 from transpike import pipeline
 from transpike._evaluate import evaluate
+from transpike._journal import open_journal
 from transpike.cli import console, main
 from transpike.data import Batch, Subset, open_data
+from transpike.data.folder import open_folder
+from transpike.data.preprocess import Preprocess
 from transpike.data.samples import Samples
 from transpike.errors import ConfigError, DataError
 from transpike.measure import Agreement, Tally
@@ -234,6 +237,29 @@ def test_a_journal_that_cannot_be_is_refused_before_the_work(
     (tmp_path / "thesis").write_text("my thesis")
     assert main(["eval", "digits", "--data", "digits", "--limit", "8", "--journal", str(tmp_path / "thesis")]) == 2
     assert "is not a journal of transpike" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_same_files_read_otherwise_are_another_run(tmp_path: Path) -> None:
+    """Also where the first batch does not show it."""
+    image = pytest.importorskip("PIL.Image")
+    for label in ("0", "1"):
+        (tmp_path / label).mkdir()
+        image.new("L", (8, 8)).save(tmp_path / label / f"{label}.png")
+    usual = Preprocess(None, (0.5,), (0.5,), "bicubic", 1.0, "center")
+    found = [
+        pipeline._about(pipeline.Part(open_folder(tmp_path, preprocess=preprocess, labels=labels, split=""), "images"))
+        for preprocess in (usual, replace(usual, mean=(0.25,)))
+        for labels in ("auto", "none")
+    ]
+    assert len({json.dumps(about) for about in found}) == 4
+    assert len({about["fingerprint"] for about in found}) == 1
+
+
+def test_a_full_disk_is_told_with_what_is_kept(tmp_path: Path) -> None:
+    """What was not written would be flushed once more when the file is closed."""
+    with pytest.raises(ConfigError, match="the batches before are kept"), open_journal(tmp_path / "j", {}) as journal:
+        journal.file = open("/dev/full", "wb")  # noqa: SIM115 -- closed by append
+        journal.append({"batch": 0})
 
 
 def test_samples_that_cannot_be_read_stay_told(snn: Any, part: Any, tmp_path: Path) -> None:

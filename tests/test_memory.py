@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import transpike
 from oracle import Block
+from transpike import _early_exit
 from transpike._memory import available, need, parse_size, peak, samples_at_once
 from transpike.cli import main
 from transpike.errors import ConfigError
@@ -151,10 +152,10 @@ def test_by_default_half_of_what_is_available(snn: transpike.SpikingModel, monke
 
 
 def test_refusals(snn: transpike.SpikingModel) -> None:
-    with pytest.raises(
-        ConfigError, match="one sample takes about .* MB, which is more than the 1 MB of max_memory; low"
-    ):
-        snn.simulate(randn(2, 20, 6), 4, max_memory=1_000_000)
+    fixed, _ = need(snn, steps=4, folded=True, count=True)
+    for budget, shown, advice in ((1000, "1 KB", "raise it"), (fixed + 1000, "67 MB", "lower steps, or use streaming")):
+        with pytest.raises(ConfigError, match=f"one sample takes .* MB, which is more than the {shown} .*; {advice}"):
+            snn.simulate(randn(2, 20, 6), 4, max_memory=budget)
     for wrong in (0, -1, 1.5, True, "4GB"):
         with pytest.raises(ConfigError, match="max_memory must be a whole number of bytes"):
             snn.simulate(randn(2, 20, 6), 4, max_memory=wrong)  # type: ignore[arg-type]
@@ -177,10 +178,36 @@ def test_a_batch_that_cannot_be_divided_fits_or_is_refused() -> None:
         mixing.simulate(x, 2, max_memory=10**6)
 
 
+def test_the_source_and_early_exit_run_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    classes = torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.ReLU(), torch.nn.Linear(40, 3)).double().eval()
+    x = randn(10, 6)
+    model = transpike.convert(classes, [x], "ecmt")
+    whole, stopped = model.source(x), transpike.stop_early(model, x, steps=4, threshold=0.5)
+    sizes: list[int] = []
+    classes.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    fixed, each = need(model, steps=1, folded=True, count=False)
+    model.max_memory = fixed + 3 * each + 1
+    assert (model.source(x) - whole).abs().max() < 1e-12 and sizes == [3, 3, 3, 1]
+    fixed, each = need(model, steps=4, folded=False, count=True)
+    model.max_memory = fixed + 3 * each + 1
+    ran: list[int] = []
+    parts_of = _early_exit.pieces
+    monkeypatch.setattr(_early_exit, "pieces", lambda *given: [ran.append(len(p[0])) or p for p in parts_of(*given)])
+    parts = transpike.stop_early(model, x, steps=4, threshold=0.5)
+    assert ran == [3, 3, 3, 1]
+    assert torch.equal(parts.steps, stopped.steps) and (parts.outputs - stopped.outputs).abs().max() < 1e-12
+    assert parts.spikes.to_json() == stopped.spikes.to_json()
+    assert parts.spikes.by_sample.tolist() == stopped.spikes.by_sample.tolist()  # type: ignore[union-attr]
+    model.max_memory = 1000
+    with pytest.raises(ConfigError, match="one sample takes"):
+        transpike.stop_early(model, x, steps=4, threshold=0.5)
+
+
 def test_sizes() -> None:
-    found = [parse_size(text) for text in ("4GB", "500 mb", "1.5GiB", "2KiB")]
-    assert found == [4 * 10**9, 500 * 10**6, 3 << 29, 2048]
-    for wrong in ("", "4", "GB", "4 TB", "-1GB", "0MB", "4GBs", "nan GB"):
+    found = [parse_size(text) for text in ("4GB", "500 mb", "1.5GiB", "2KiB", "2 TB")]
+    assert found == [4 * 10**9, 500 * 10**6, 3 << 29, 2048, 2 * 10**12]
+    for wrong in ("", "4", "GB", "4 PB", "9" * 400 + "GB", "-1GB", "0MB", "4GBs", "nan GB"):
         with pytest.raises(ConfigError, match="such as 500MB or 4GB"):
             parse_size(wrong)
 

@@ -14,7 +14,8 @@ from . import ops
 from ._count import Counter, batch_axis, keep_samples
 from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values
-from ._kernels import choose_kernels
+from ._kernels import Kernels, choose_kernels
+from ._memory import pieces, samples_at_once
 from ._model import SpikingModel
 from ._rest import Rest, can_rest
 from ._simulate import Run, batch_axis_of_output, in_precision, once, simulate, step
@@ -52,15 +53,29 @@ def stop_early(
         raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
     require_scores(model)
     leaves = model.prepare(inputs)
-    tally = Tally(steps, samples=model.samples_in(leaves))
-    if model.unfoldable and tally.samples > 1:
+    samples = model.samples_in(leaves)
+    if model.unfoldable and samples > 1:
         raise ConfigError(
             f"samples cannot leave a batch of this model one by one ({model.unfoldable}); pass batches of one sample"
         )
+    size = samples_at_once(model, samples, steps=steps, folded=False, count=count, budget=model.max_memory)
+    chosen = choose_kernels(model, kernel, model.precision, samples=samples, steps=steps, folded=False)
+    parts = [leaves] if size >= samples else pieces(leaves, model.batch_axes, size)
+    stopped = [_stopped(model, part, steps, threshold, count, chosen) for part in parts]
+    outputs, took = (torch.cat([getattr(each, name) for each in stopped]) for name in ("outputs", "steps"))
+    if chosen.compiled and bool(outputs.isnan().any()):  # NaN is no margin, so such samples have run to the end
+        simulate(model, inputs, steps=steps, mode="streaming", count=False, kernel="eager")  # says at which site
+    outputs = outputs.float() if model.precision == "bfloat16" else outputs
+    return Stopped(outputs, took, Tally.joined([each.spikes for each in stopped]))
+
+
+def _stopped(
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], steps: int, threshold: float, count: bool, chosen: Kernels
+) -> Stopped:
+    tally = Tally(steps, samples=model.samples_in(leaves))
     counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms) if count else None
     state: dict[str, torch.Tensor] = {}
     crossing = once(model, leaves)
-    chosen = choose_kernels(model, kernel, model.precision, samples=tally.samples, steps=steps, folded=False)
     rows, resting = torch.arange(tally.samples), can_rest(model)
     outputs: torch.Tensor | None = None
     took = torch.full((tally.samples,), steps)
@@ -87,10 +102,7 @@ def stop_early(
             rows = rows[places]
             if counter is not None:
                 counter.keep(places)
-    assert outputs is not None
-    if chosen.compiled and bool(outputs.isnan().any()):  # NaN is no margin, so such samples have run to the end
-        simulate(model, inputs, steps=steps, mode="streaming", count=False, kernel="eager")  # says at which site
-    return Stopped(outputs.float() if model.precision == "bfloat16" else outputs, took, tally)
+    return Stopped(outputs, took, tally)  # type: ignore[arg-type]
 
 
 def require_scores(model: SpikingModel) -> None:

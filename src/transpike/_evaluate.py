@@ -70,7 +70,8 @@ class Outcome:
     def __iadd__(self, other: Outcome) -> Outcome:
         self.score += other.score
         self.tally += other.tally
-        self.mode, self.kernel = other.mode or self.mode, other.kernel or self.kernel
+        self.mode = max(self.mode, other.mode, key=len)  # what says more: that a batch was divided
+        self.kernel = other.kernel or self.kernel
         self.failed += other.failed
         return self
 
@@ -260,4 +261,4 @@ def _tell(
     for item, error in failed if on_failure is not None else ():
         on_failure(item, DataError(error))
     if progress is not None:
-        progress(total.score.samples)
+        progress(total.score.samples + len(total.failed))

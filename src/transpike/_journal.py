@@ -47,6 +47,8 @@ class Journal:
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
+            with contextlib.suppress(OSError):  # which would flush once more
+                self.file.close()
             raise ConfigError(
                 f"cannot write {self.path}: {error.strerror or error}; the batches before are kept, so the same "
                 "command continues from there"

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 SHARE = 0.5  # of what is available, where nobody sets a budget: the rest is for the kernels' own buffers and others
 OVERHEAD = 64 << 20  # a neuron's temporaries and the libraries' buffers, whatever the batch
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 # Return their argument, or a view of it, though their schema does not say so.
 SAME = (aten.dropout.default, aten.feature_dropout.default, aten.to.dtype, aten.to.device, aten.type_as.default)
 MATMULS = (aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default)
@@ -43,7 +44,7 @@ PROBE = 64  # samples at which the estimate is taken beside one
 
 def parse_size(text: str) -> int:
     """ "4GB", "500 MB", "1.5GiB" -> bytes. Raises ConfigError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
     size = 0 if found is None else int(float(found[1]) * UNITS[found[2].upper()])
     if size < 1:
         raise ConfigError(f"a size of memory is a number with MB or GB, such as 500MB or 4GB, not {text!r}")
@@ -100,13 +101,15 @@ def samples_at_once(
     if fitting < 1 and budget is not None:
         raise ConfigError(
             f"one sample takes about {_shown(fixed + each)}, which is more than the {_shown(budget)} of max_memory; "
-            + ("lower steps, or use mode='streaming'" if folded else "raise it")
+            + ("lower steps, or use streaming mode" if folded and fixed < limit else "raise it")
         )
     fitting = max(fitting, 1)
     return samples if samples <= fitting else -(-samples // -(-samples // fitting))
 
 
 def _shown(size: float) -> str:
+    if size < 10**6:
+        return f"{size / 10**3:.0f} KB"
     return f"{size / 10**9:.2f} GB" if size >= 10**9 else f"{size / 10**6:.0f} MB"
 
 

@@ -13,8 +13,9 @@ import torch.fx
 from ._capture import Captured
 from ._dispatch import Dispatched, MaxMemory, chosen_map, dispatched, gather, weights
 from ._execute import Program, cut, run_body, run_prefix
+from ._memory import pieces, samples_at_once
 from ._plan import Plan
-from ._simulate import Run, simulate
+from ._simulate import Run, batch_axis_of_output, simulate
 from ._substitute import replaced, substituted
 from .calibration import Calibration, batch_size
 from .codecs import save
@@ -199,14 +200,24 @@ class SpikingModel:
 
     @torch.no_grad()
     def source(self, inputs: Any) -> torch.Tensor:
-        """The source module's own output on the same inputs; of a dispatched network, that of its graph."""
+        """The source module's own output on the same inputs, in parts that fit `max_memory`; of a dispatched network,
+        that of its graph."""
+        leaves = self.prepare(inputs)
+        samples = self.samples_in(leaves)
+        size = samples_at_once(self, samples, steps=1, folded=True, count=False, budget=self.max_memory)
+        if size >= samples:
+            return self._source(leaves)
+        parts = [self._source(part) for part in pieces(leaves, self.batch_axes, size)]
+        return torch.cat(parts, batch_axis_of_output(self.program.output))
+
+    def _source(self, leaves: tuple[torch.Tensor, ...]) -> torch.Tensor:
         from ._capture import fixed_arguments, primary
 
         if self.dispatched is not None:
             program = self.dispatched.source
-            crossing = run_prefix(program, self.prepare(inputs))
+            crossing = run_prefix(program, leaves)
             return run_body(program, crossing, lambda marker, value: value)
-        args, kwargs = self.captured.structure.call(self.prepare(inputs))
+        args, kwargs = self.captured.structure.call(leaves)
         return primary(self.source_module(*args, **{**fixed_arguments(self.source_module), **kwargs}))
 
     def energy(self, run: Run | Tally) -> PaperAccount:

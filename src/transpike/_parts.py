@@ -17,8 +17,13 @@ class Part:
     samples: Samples
     spec: str
 
+    @property
+    def whole(self) -> Samples:
+        """The data that the samples are a part of."""
+        return _whole(self.samples)
+
     def record(self) -> dict[str, Any]:
-        whole = _whole(self.samples)
+        whole = self.whole
         return {
             "data": self.spec,
             "name": self.samples.name,

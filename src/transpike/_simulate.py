@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.fx
 
@@ -141,19 +140,11 @@ def check_precision(
 
 def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: str, kernel: str) -> Run:
     """One run of the parts of a batch."""
-    output, tally = runs[0]
+    outputs, tallies = zip(*runs, strict=True)
     if len(runs) == 1:
-        return Run(output, tally, mode, kernel)
-    at_once, counted = tally.samples, [part.by_sample for _, part in runs]
-    output = torch.cat([part for part, _ in runs], 1 + batch_axis_of_output(model.program.output))
-    for _, part in runs[1:]:
-        tally += part
-    tally.by_sample = (
-        np.concatenate([part for part in counted if part is not None], 1)
-        if all(part is not None for part in counted)
-        else None
-    )
-    return Run(output, tally, f"{mode}, {at_once} samples at once", kernel)
+        return Run(outputs[0], tallies[0], mode, kernel)
+    output = torch.cat(outputs, 1 + batch_axis_of_output(model.program.output))
+    return Run(output, Tally.joined(tallies), f"{mode}, {tallies[0].samples} samples at once", kernel)
 
 
 def _folded(

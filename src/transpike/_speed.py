@@ -26,10 +26,12 @@ def exit_book(
     return ExitBook(model, batches, steps=steps, max_changes=changes, mode=mode, progress=progress)
 
 
-def precision_on(model: SpikingModel, part: Part, *, steps: int, batch_size: int = 16) -> PrecisionCheck:
+def precision_on(
+    model: SpikingModel, part: Part, *, steps: int, batch_size: int = 16, mode: str = "auto"
+) -> PrecisionCheck:
     """What the model's precision changes on the first batch of `part`."""
     first = next(inputs_of(part, batch_size, lambda item, error: None))
-    return check_precision(model, first, steps=steps, precision=model.precision)
+    return check_precision(model, first, steps=steps, mode=mode, precision=model.precision)
 
 
 def stop_on(model: SpikingModel, part: Part, *, steps: int, threshold: float, batch_size: int = 16) -> list[int]:

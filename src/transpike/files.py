@@ -25,7 +25,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
 def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
     """Let every writer, in order, fill a temporary file beside its path; only when all are whole, put them in place.
 
-    Raises ConfigError when the disk is full, or a folder cannot be written; what was there before is then intact.
+    Links are followed. Raises ConfigError when the disk is full, a folder cannot be written, or a path is no regular
+    file; what was there before is then intact.
     """
     temporaries: dict[Path, Path] = {}
     path = Path()
@@ -33,6 +34,9 @@ def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
         for path, write in writers.items():
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if path.exists() and not path.is_file():  # replacing a device would take it from everybody
+                raise OSError(errno.EINVAL, "It is no regular file")
+            path = Path(os.path.realpath(path))
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
             os.close(handle)

@@ -121,6 +121,12 @@ def _gather(content: bytes) -> list[bytes]:
 def _peers_present() -> Iterator[None]:
     try:
         yield
+    except ValueError as error:
+        names = ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+        raise ProcessError(
+            f"the processes of this run cannot find each other ({names}); start it with torchrun or accelerate launch, "
+            "or unset these variables"
+        ) from error
     except RuntimeError as error:  # torch.distributed says nothing more specific
         raise ProcessError(
             "another process of this run ended without a word; see what it printed, then start again"

@@ -220,7 +220,7 @@ def evaluate_on(
         return (Numbered(window.number, window.batch, window.failed) for window in found)
 
     model.max_memory = max_memory
-    model.kernel = choose(kernel, len(part.samples) * model.neurons_per_sample * steps, model.device)
+    model.kernel = kernel_for(model, part, steps, kernel)
     about = {"batch_size": batch_size, "data": _about(part)} if journal is not None or group.count > 1 else {}
     return evaluate_numbered(
         model, read, steps=steps, mode=mode, about=about, progress=progress, on_failure=on_failure, journal=journal,
@@ -228,11 +228,18 @@ def evaluate_on(
     )  # fmt: skip
 
 
+def kernel_for(model: SpikingModel, part: Part, steps: int, kernel: str) -> str:
+    """How neurons run on all samples of a part: "auto" compiles where all together are worth it."""
+    return choose(kernel, len(part.samples) * model.neurons_per_sample * steps, model.device)
+
+
 def _about(part: Part) -> dict[str, Any]:
-    """What names the samples, wherever they are stored, in a few words."""
-    record = part.record()
-    indices = hashlib.sha256(str(record["indices"]).encode()).hexdigest()
-    return {"fingerprint": record["fingerprint"], "samples": record["samples"], "indices": indices}
+    """What names the samples, wherever they are stored, and how they are read, in a few words."""
+    record, whole = part.record(), part.whole
+    told = {"indices": record["indices"], "labels": getattr(whole, "labels", None)}
+    found = {name: hashlib.sha256(str(value).encode()).hexdigest() for name, value in told.items()}
+    read = {name: str(getattr(whole, name, None)) for name in ("preprocess", "max_length")}
+    return {"fingerprint": record["fingerprint"], "samples": record["samples"], **found, **read}
 
 
 def convert_each_on(

@@ -123,6 +123,11 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _out_of_memory(error: BaseException) -> bool:
+    """Of PyTorch: on a CPU it says so in words only."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 1 done but the target of `tune` not reached, 2 wrong input or use (one
     sentence says what), 130 interrupted."""
@@ -146,9 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
         code = _refuse(f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}")
         _close_output()
     except (typer.Abort, KeyboardInterrupt, Exception) as error:
-        if not _interrupted(error):
+        if _out_of_memory(error):
+            code = _refuse(f"out of memory ({str(error).splitlines()[0]}); lower --batch-size, or --steps")
+        elif not _interrupted(error):
             raise
-        code = INTERRUPTED
+        else:
+            code = INTERRUPTED
     if code == INTERRUPTED:  # typer may have made an exit of it
         remark("interrupted")
     if arguments is None:

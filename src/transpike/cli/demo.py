@@ -25,10 +25,9 @@ def demo(
     from .. import pipeline
     from .. import report as reports
     from ..data import take
-    from ..errors import ConfigError, MissingExtra
+    from ..errors import MissingExtra
 
-    if steps < 1:
-        raise ConfigError(f"--steps must be at least 1, not {steps}")
+    options.check_steps(steps)
     options.check_folder("--out", out)
     chosen, budget = options.chosen_recipe(recipe), options.memory(max_memory)
     module = pipeline.ModelChoice("digits").load()

@@ -26,7 +26,8 @@ CONVERSION = (
     "allow_unknown", "samples", "every", "batch_dim",
 )  # fmt: skip
 
-EXIT_SAMPLES = ("calibration", "samples", "every")  # with --early-exit they choose what sets its threshold
+# With --early-exit --calibration they choose what sets its threshold; else those do that calibrated the network.
+EXIT_SAMPLES = ("calibration", "samples", "every")
 
 
 def evaluate(
@@ -41,7 +42,10 @@ def evaluate(
     json: Annotated[str | None, typer.Option(help="Write the report to this JSON file.")] = None,
     report: Annotated[str | None, typer.Option(help="Write report.json and pictures to this folder.")] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Calibration samples, when DIR_OR_MODEL is a model; by default a part of DATA.")
+        str | None,
+        typer.Option(
+            help="Calibration samples, when DIR_OR_MODEL is a model (by default a part of DATA), or for --early-exit."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model of DIR, when only you can build it (module:factory) or its folder moved.")
@@ -89,7 +93,10 @@ def evaluate(
     ] = None,
     early_exit: Annotated[
         float | None,
-        typer.Option(help="Also stop samples early: the share of calibration samples whose decision may change, 0.01."),
+        typer.Option(
+            help="Also say what it saves to stop samples early: the share of calibration samples whose decision may "
+            "change, 0.01. With --mode streaming they stop for real, too."
+        ),
     ] = None,
 ) -> None:
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
@@ -97,9 +104,7 @@ def evaluate(
 
     _check(context, target, pipeline.is_saved(target), steps, mode, kernel, early_exit)
     options.check_precision(precision)
-    options.check_file("--json", json)
-    options.check_folder("--report", report)
-    options.check_file("--journal", journal)
+    _check_outputs(json, report, journal)
     from ..energy import load_prices
 
     table, budget = None if prices is None else load_prices(prices), options.memory(max_memory)
@@ -130,9 +135,13 @@ def evaluate(
     converted = time.perf_counter()
     steps = ready.network.recipe.steps if steps is None else steps
     ready.network.max_memory, ready.network.precision = budget, precision
+    ready.network.kernel = pipeline.kernel_for(ready.network, ready.part, steps, kernel)
     if devices is not None:
         ready.network.dispatch(devices, offload_folder=offload_folder)
-    book = None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, failures)
+    seen = not pipeline.is_saved(target)  # samples that calibrated it: those that cannot be read are told already
+    book = (
+        None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, None if seen else failures)
+    )
     with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
             ready.network, ready.part, steps=steps, batch_size=batch_size, mode=mode, kernel=kernel, max_memory=budget,
@@ -142,9 +151,15 @@ def evaluate(
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
     exits = None if book is None else book.result()
     if group.main:
-        _present(ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table, exits)
-    if exits is not None and early_exit is not None and mode == "streaming" and not ready.network.unfoldable:
-        _stop(ready, exits, early_exit, batch_size)
+        _present(
+            ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table, exits, batch_size,
+            mode,
+        )  # fmt: skip
+    if exits is not None and early_exit is not None and mode == "streaming":
+        if ready.network.unfoldable:
+            remark(f"no sample stopped for real: they cannot leave a batch ({ready.network.unfoldable})")
+        else:
+            _stop(ready, exits, early_exit, batch_size)
 
 
 def _fresh(
@@ -159,10 +174,10 @@ def _fresh(
         return pipeline.ready_fresh(module, choice, recipe, asked, other, count=count, progress=advance, **how)
 
 
-def _measure_precision(ready: Ready, steps: int, document: dict[str, Any]) -> None:
+def _measure_precision(ready: Ready, steps: int, batch_size: int, mode: str, document: dict[str, Any]) -> None:
     from .. import _speed
 
-    found = _speed.precision_on(ready.network, ready.part, steps=steps)
+    found = _speed.precision_on(ready.network, ready.part, steps=steps, batch_size=batch_size, mode=mode)
     document["precision"] |= vars(found)
     remark(
         f"{ready.network.precision} against float32 on {found.samples} samples: "
@@ -171,7 +186,7 @@ def _measure_precision(ready: Ready, steps: int, document: dict[str, Any]) -> No
     )
 
 
-def _exits(ready: Ready, share: float, steps: int, batch_size: int, mode: str, failures: Failures) -> ExitBook:
+def _exits(ready: Ready, share: float, steps: int, batch_size: int, mode: str, failures: Failures | None) -> ExitBook:
     from .. import _speed
     from ..errors import ConfigError
 
@@ -180,7 +195,7 @@ def _exits(ready: Ready, share: float, steps: int, batch_size: int, mode: str, f
     with progress("early exit", len(ready.few.samples)) as advance:
         return _speed.exit_book(
             ready.network, ready.few, steps=steps, max_change=share, batch_size=batch_size, mode=mode,
-            on_failure=failures, progress=advance,
+            on_failure=failures or (lambda item, error: None), progress=advance,
         )  # fmt: skip
 
 
@@ -197,6 +212,13 @@ def _stop(ready: Ready, exits: EarlyExit, share: float, batch_size: int) -> None
         f"stopped for real at max change {100 * share:g} %: {sum(took) / len(took):.2f} steps a sample, "
         f"{seconds[1]:.1f} s; all {exits.steps} steps: {seconds[0]:.1f} s (streaming, without counting)"
     )
+
+
+def _check_outputs(json: str | None, report: str | None, journal: str | None) -> None:
+    options.check_file("--json", json)
+    options.check_folder("--report", report)
+    options.check_file("--journal", journal)
+    options.check_apart(journal=journal, json=json, report=None if report is None else f"{report}/report.json")
 
 
 def _check_early(share: float | None, journal: str | None, group: Group) -> None:
@@ -218,13 +240,14 @@ def _check(
     from ..errors import ConfigError
     from ..neurons import KERNELS
 
-    if steps is not None and steps < 1:
-        raise ConfigError(f"--steps must be at least 1, not {steps}")
+    if steps is not None:
+        options.check_steps(steps)
     options.check_mode(mode)
     if kernel not in KERNELS:
         raise ConfigError(f"--kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
     with_model = bool(options.given(context, ("model",)))
-    fixed = [name for name in CONVERSION if early is None or name not in EXIT_SAMPLES]
+    free = () if early is None else EXIT_SAMPLES if options.given(context, ("calibration",)) else ("calibration",)
+    fixed = [name for name in CONVERSION if name not in free]
     idle = options.given(context, (*fixed, *(() if with_model else ("option",))) if saved else ("model",))
     if idle and saved:
         raise ConfigError(f"{target} is converted already, so {idle} cannot change it; leave that out, or convert anew")
@@ -235,7 +258,7 @@ def _check(
 def _present(
     ready: Ready, result: Evaluation, command: list[str], seed: int, failures: Failures, seconds: dict[str, float],
     json: str | None, report: str | None, spikes: bool, sheet: bool, prices: PriceTable | None,
-    exits: EarlyExit | None,
+    exits: EarlyExit | None, batch_size: int, mode: str,
 ) -> None:  # fmt: skip
     from pathlib import Path
 
@@ -249,7 +272,7 @@ def _present(
     show(reports.accuracy_table(result))
     document["precision"] = {"used": ready.network.precision}
     if ready.network.precision != "float32":
-        _measure_precision(ready, result.score.steps, document)
+        _measure_precision(ready, result.score.steps, batch_size, mode, document)
     if exits is not None:
         document["early_exit"] = exits.to_json()
         show(exits.table())

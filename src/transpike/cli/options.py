@@ -16,6 +16,8 @@ from ..files import read_json_file
 from ..recipes import DEFAULT as DEFAULT
 from ..recipes import RECIPES, Recipe, recipe_named
 
+MOST_STEPS = 1 << 16
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -170,11 +172,18 @@ def _cut(text: str, at: str) -> list[str]:
 
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """ "1,2,4" -> (1, 2, 4), ascending. Raises ConfigError for anything but whole numbers of at least 1."""
+    """ "1,2,4" -> (1, 2, 4), ascending. Raises ConfigError for anything but whole numbers from 1 to `MOST_STEPS`."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
         raise ConfigError(f"{option} takes whole numbers of at least 1, separated by commas, not {text!r}")
-    return tuple(sorted({int(part) for part in parts}))
+    found = tuple(sorted({int(part) for part in parts}))
+    check_steps(found[-1], option)
+    return found
+
+
+def check_steps(steps: int, option: str = "--steps") -> None:
+    if not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(f"{option} must be at {'least 1' if steps < 1 else f'most {MOST_STEPS:,}'}, not {steps}")
 
 
 def check_precision(precision: str) -> None:
@@ -207,8 +216,9 @@ def device(text: str, *, spread: bool = False) -> str:
     if text == "auto":
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}" if cuda else "cpu"
     try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if torch.empty(0, device=text).is_meta:
+            raise NotImplementedError("it holds no numbers")
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(f"--device {text!r} is not to be had here ({reason})") from error
     return text
@@ -252,8 +262,9 @@ def given(context: typer.Context, names: Iterable[str]) -> str:
 
 def check_file(option: str, text: str | None) -> None:
     """Before the work begins: raises ConfigError where its results could not be written to this file."""
-    if text is not None and (not text or Path(text).is_dir()):
-        raise ConfigError(f"cannot write {option} {text!r}: it is a folder; name a file")
+    if text is not None and (not text or (Path(text).exists() and not Path(text).is_file())):
+        found = "no name" if not text else "it is a folder" if Path(text).is_dir() else "it is no regular file"
+        raise ConfigError(f"cannot write {option} {text!r}: {found}; name a file")
     _check_above(option, text)
 
 
@@ -270,3 +281,13 @@ def _check_above(option: str, text: str | None) -> None:
     above = next(parent for parent in Path(text).absolute().parents if parent.exists())
     if not above.is_dir():
         raise ConfigError(f"cannot write {option} {text!r}: {above.name} is a file; name another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write {option} {text!r}: no permission to write to {above}; name another folder")
+
+
+def check_apart(**paths: str | None) -> None:
+    """Raises ConfigError where two results would be written to one file."""
+    seen: dict[str, str] = {}
+    for name, path in paths.items():
+        if path is not None and (first := seen.setdefault(os.path.realpath(path), name)) != name:
+            raise ConfigError(f"--{first} and --{name} name the same file, {path!r}; name two")

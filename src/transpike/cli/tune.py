@@ -78,6 +78,7 @@ def tune(
     asked = options.whole_numbers(steps, "--steps")
     for name, path in {"--out": out, "--journal": journal, "--json": json}.items():
         options.check_file(name, path)
+    options.check_apart(out=out, journal=journal, json=json)
     chosen = options.chosen_recipe(
         recipe, set, first_layer=first_layer, head=head, analog=tuple(analog or ()), allow_unknown=allow_unknown
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,16 @@ class Tally:
             self.add_operations(layer, 0, counts, other.dense[layer])
         self.samples += other.samples
         return self
+
+    @staticmethod
+    def joined(parts: Sequence[Tally]) -> Tally:
+        """Of the parts of one batch, in their order."""
+        whole = Tally(parts[0].steps)
+        for part in parts:
+            whole += part
+        counted = [part.by_sample for part in parts if part.by_sample is not None]
+        whole.by_sample = np.concatenate(counted, 1) if len(counted) == len(parts) else None
+        return whole
 
     @property
     def total_neurons(self) -> int:
