@@ -59,6 +59,7 @@ def untrained_vit(blocks: int, width: int = WIDTHS["DeiT-Tiny"]) -> nn.Module:
         image_size=224, patch_size=16, num_layers=blocks, num_heads=width // 64, hidden_dim=width, mlp_dim=4 * width,
         num_classes=1000, norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )  # fmt: skip
+    nn.init.trunc_normal_(model.heads.head.weight, std=0.02)  # torchvision's is zero: no prediction to calibrate by
     return model.eval().requires_grad_(False)
 
 

@@ -138,10 +138,8 @@ def evaluate(
     ready.network.kernel = pipeline.kernel_for(ready.network, ready.part, steps, kernel)
     if devices is not None:
         ready.network.dispatch(devices, offload_folder=offload_folder)
-    seen = not pipeline.is_saved(target)  # samples that calibrated it: those that cannot be read are told already
-    book = (
-        None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, None if seen else failures)
-    )
+    unread = failures if pipeline.is_saved(target) else None  # samples that calibrated it are told already
+    book = None if early_exit is None else _exits(ready, early_exit, steps, batch_size, mode, unread)
     with progress(f"simulating T = {steps}", len(ready.part.samples), resumes=journal is not None) as advance:
         result = pipeline.evaluate_on(
             ready.network, ready.part, steps=steps, batch_size=batch_size, mode=mode, kernel=kernel, max_memory=budget,
@@ -156,10 +154,7 @@ def evaluate(
             mode,
         )  # fmt: skip
     if exits is not None and early_exit is not None and mode == "streaming":
-        if ready.network.unfoldable:
-            remark(f"no sample stopped for real: they cannot leave a batch ({ready.network.unfoldable})")
-        else:
-            _stop(ready, exits, early_exit, batch_size)
+        _stop(ready, exits, early_exit, batch_size)
 
 
 def _fresh(
@@ -203,6 +198,9 @@ def _stop(ready: Ready, exits: EarlyExit, share: float, batch_size: int) -> None
     """Once more without counting, whole and with samples that leave the batch when they stop; say what that saves."""
     from .. import _speed
 
+    if ready.network.unfoldable:
+        remark(f"no sample stopped for real: they cannot leave a batch ({ready.network.unfoldable})")
+        return
     seconds = []
     for threshold in (1.0, exits.threshold(share)):
         began = time.perf_counter()
