@@ -72,6 +72,7 @@ def case(
         "eager, counting": lambda: snn.simulate(images, steps, kernel="eager"),
         "bfloat16": lambda: snn.simulate(images, steps, kernel="compiled", count=False, precision="bfloat16"),
         "bfloat16x3": lambda: snn.simulate(images, steps, kernel="compiled", count=False, precision="bfloat16x3"),
+        "folded": lambda: snn.simulate(images, steps, mode="folded", kernel="compiled", count=False),
         "streaming": lambda: snn.simulate(images, steps, mode="streaming", kernel="compiled", count=False),
     }
     said = snn.simulate(images[:2], steps, kernel="compiled", count=False).kernel

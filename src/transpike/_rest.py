@@ -14,6 +14,9 @@ from .types import Threshold
 if TYPE_CHECKING:
     from ._model import SpikingModel
 
+# Steps from which on streaming until a network rests is sooner done than all of them folded (docs/speed.md).
+WORTH_WAITING = 4
+
 
 @dataclass
 class Rest:
@@ -46,8 +49,9 @@ def can_rest(model: SpikingModel) -> bool:
     return all(neuron.code == "sum" for neuron in model.neurons.values())
 
 
-def rests_soon(model: SpikingModel) -> bool:
-    """Whether its neurons have said nearly everything after one or two steps, by firing several times in each. Those
+def rests_soon(model: SpikingModel, steps: int) -> bool:
+    """Whether its neurons have said everything well before that many steps, by firing several times in each. Those
     that fire at half their smallest level go back and forth halfway between two."""
     neurons = model.neurons.values()
-    return can_rest(model) and all(neuron.pulses > 1 and getattr(neuron, "cutoff", 1.0) > 0.5 for neuron in neurons)
+    early = all(neuron.pulses > 1 and getattr(neuron, "cutoff", 1.0) > 0.5 for neuron in neurons)
+    return can_rest(model) and early and steps >= WORTH_WAITING
