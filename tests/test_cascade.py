@@ -74,6 +74,21 @@ def test_the_staircase_is_firing_after_firing(
     assert stairs.of(endless, count=False)[0].isnan().all()
 
 
+def test_the_staircase_of_many_levels_is_firing_after_firing() -> None:
+    """Its index has 23 bits, which float32 holds: on ties, beside them, and between."""
+    neuron, generator = Differential(17, 0.75, 6), torch.Generator().manual_seed(6)
+    ties = torch.randint(-7 << 18, 7 << 18, (50_000,), generator=generator) / 2.0**18
+    beside = [torch.nextafter(ties, torch.full_like(ties, end)) for end in (-torch.inf, torch.inf)]
+    values = torch.cat([ties, *beside, torch.randn(50_000, generator=generator)])
+    stairs = neuron.stairs(Threshold(1.0, 1.0), torch.float32, values.device)
+    assert stairs is not None and stairs.said.shape[0] < 1 << 23
+    said, spikes = stairs.of(values, count=True)
+    ladder = neuron.parameters(Threshold(1.0, 1.0), torch.float32)[4:]
+    twin_said, twin_spikes = one_by_one(values, 6, ladder, (-1.0, 1.0), True)
+    assert spikes is not None and twin_spikes is not None
+    assert torch.equal(said, twin_said) and torch.equal(spikes, twin_spikes.float())
+
+
 @pytest.mark.parametrize(
     ("neuron", "why"),
     [

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-# Entries, of 4 bytes. Inputs meet few of them: a network whose sites have 5 to 14 levels takes as long at all of them.
-MOST = 1 << 20
+# Entries, of two numbers each: 17 levels and six firings have 6.3 million. Inputs meet few of them, so that a network
+# whose sites have 5 levels takes as long as one whose sites have 17.
+MOST = 1 << 23
+AT_ONCE = 1 << 18  # entries computed together, so that a table takes little more memory than it has
 # Of the smallest level: where cutoffs may lie. Ties between levels lie at halves.
 FINEST = 3
 
@@ -51,6 +53,9 @@ def staircase(
     if finer is None or 4 * (reach := pulses * 2 ** (levels - 1 + finer)) + 1 > MOST:
         return None
     size = 2.0 ** (levels - 1 + finer)
-    said, spikes = fire(torch.arange(-2 * reach, 2 * reach + 1, dtype=torch.float64) / (2 * size))
-    grid = torch.tensor([size, reach], dtype=dtype)
-    return Staircase(*(each.to(device, dtype) for each in (said, spikes, grid)))
+    said, spikes = (torch.empty(4 * reach + 1, dtype=dtype) for _ in range(2))
+    for start in range(0, said.shape[0], AT_ONCE):
+        places = torch.arange(start, min(start + AT_ONCE, said.shape[0]), dtype=torch.float64) - 2 * reach
+        part = slice(start, start + AT_ONCE)
+        said[part], spikes[part] = fire(places / (2 * size))
+    return Staircase(*(each.to(device) for each in (said, spikes, torch.tensor([size, reach], dtype=dtype))))
