@@ -199,6 +199,18 @@ class Attention(torch.nn.Module):
         return self.proj(torch.nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
 
 
+class Mixing(torch.nn.Module):
+    """Subtracts the mean of the batch: samples are not independent, so time cannot stand beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.a(x))
+        return self.b(x - x.mean(0, keepdim=True))
+
+
 class Block(torch.nn.Module):
     """One pre-norm Transformer block between a first layer and a head.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import transpike
-from oracle import Block
+from oracle import Block, Mixing
 from transpike.cli import main
 from transpike.errors import CalibrationError, ConfigError
 from transpike.measure import stopping_steps, stopping_threshold
@@ -181,15 +181,6 @@ def test_refusals(snn: transpike.SpikingModel, tmp_path: Any) -> None:
 
 
 def test_a_model_that_mixes_its_batch_keeps_it_whole() -> None:
-    class Mixing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = torch.tanh(self.a(x))
-            return self.b(x - x.mean(0, keepdim=True))
-
     x = randn(6, 4)
     snn = transpike.convert(Mixing().double().eval(), [x])
     with pytest.raises(ConfigError, match="pass batches of one sample"):

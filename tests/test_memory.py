@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import transpike
-from oracle import Block
-from transpike import _early_exit
+from oracle import Block, Mixing
+from transpike import _memory
 from transpike._memory import available, need, parse_size, peak, samples_at_once
 from transpike.cli import main
 from transpike.errors import ConfigError
@@ -162,15 +162,6 @@ def test_refusals(snn: transpike.SpikingModel) -> None:
 
 
 def test_a_batch_that_cannot_be_divided_fits_or_is_refused() -> None:
-    class Mixing(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = torch.tanh(self.a(x))
-            return self.b(x - x.mean(0, keepdim=True))
-
     x = torch.randn(6, 4)
     mixing = transpike.convert(Mixing().eval(), [x], "ecmt")
     assert mixing.simulate(x, 2, max_memory=10**9).mode == "streaming"
@@ -192,8 +183,8 @@ def test_the_source_and_early_exit_run_in_parts_that_fit(monkeypatch: pytest.Mon
     fixed, each = need(model, steps=4, folded=False, count=True)
     model.max_memory = fixed + 3 * each + 1
     ran: list[int] = []
-    parts_of = _early_exit.pieces
-    monkeypatch.setattr(_early_exit, "pieces", lambda *given: [ran.append(len(p[0])) or p for p in parts_of(*given)])
+    parts_of = _memory.pieces
+    monkeypatch.setattr(_memory, "pieces", lambda *given: [ran.append(len(p[0])) or p for p in parts_of(*given)])
     parts = transpike.stop_early(model, x, steps=4, threshold=0.5)
     assert ran == [3, 3, 3, 1]
     assert torch.equal(parts.steps, stopped.steps) and (parts.outputs - stopped.outputs).abs().max() < 1e-12

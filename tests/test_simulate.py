@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import transpike
-from oracle import BLOCK_SITES, Block, Membrane, literal_block
+from oracle import BLOCK_SITES, Block, Membrane, Mixing, literal_block
 from transpike._execute import run_body, run_prefix
 from transpike._normalise import locate_batch
 from transpike._simulate import check_precision
@@ -371,18 +371,6 @@ def test_steps_must_be_at_least_one(snn: transpike.SpikingModel, x: torch.Tensor
 def test_a_mode_must_exist(snn: transpike.SpikingModel, x: torch.Tensor, mode: Any) -> None:
     with pytest.raises(ConfigError, match="mode must be one of auto, folded, streaming"):
         snn.simulate(x, 2, mode=mode)
-
-
-class Mixing(nn.Module):
-    """Subtracts the mean of the batch: samples are not independent, so time cannot stand beside them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.tanh(self.a(x))
-        return self.b(x - x.mean(0, keepdim=True))
 
 
 def test_a_model_that_mixes_its_batch_streams() -> None:

@@ -15,7 +15,7 @@ from ._count import Counter, batch_axis, keep_samples
 from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values
 from ._kernels import Kernels, choose_kernels
-from ._memory import pieces, samples_at_once
+from ._memory import parts_that_fit
 from ._model import SpikingModel
 from ._rest import Rest, can_rest
 from ._simulate import Run, batch_axis_of_output, in_precision, once, simulate, step
@@ -58,9 +58,8 @@ def stop_early(
         raise ConfigError(
             f"samples cannot leave a batch of this model one by one ({model.unfoldable}); pass batches of one sample"
         )
-    size = samples_at_once(model, samples, steps=steps, folded=False, count=count, budget=model.max_memory)
     chosen = choose_kernels(model, kernel, model.precision, samples=samples, steps=steps, folded=False)
-    parts = [leaves] if size >= samples else pieces(leaves, model.batch_axes, size)
+    parts = parts_that_fit(model, leaves, steps=steps, folded=False, count=count, budget=model.max_memory)
     stopped = [_stopped(model, part, steps, threshold, count, chosen) for part in parts]
     outputs, took = (torch.cat([getattr(each, name) for each in stopped]) for name in ("outputs", "steps"))
     if chosen.compiled and bool(outputs.isnan().any()):  # NaN is no margin, so such samples have run to the end

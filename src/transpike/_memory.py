@@ -107,6 +107,15 @@ def samples_at_once(
     return samples if samples <= fitting else -(-samples // -(-samples // fitting))
 
 
+def parts_that_fit(
+    model: SpikingModel, leaves: tuple[torch.Tensor, ...], *, steps: int, folded: bool, count: bool, budget: int | None
+) -> list[tuple[torch.Tensor, ...]]:
+    """The inputs of a batch, divided as `samples_at_once` says."""
+    samples = model.samples_in(leaves)
+    size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
+    return [leaves] if size >= samples else pieces(leaves, model.batch_axes, size)
+
+
 def _shown(size: float) -> str:
     if size < 10**6:
         return f"{size / 10**3:.0f} KB"
@@ -265,4 +274,4 @@ def pieces(leaves: tuple[torch.Tensor, ...], axes: Iterable[int | None], size: i
     ]
 
 
-__all__ = ["available", "need", "parse_size", "peak", "pieces", "samples_at_once"]
+__all__ = ["available", "need", "parse_size", "parts_that_fit", "peak", "pieces", "samples_at_once"]

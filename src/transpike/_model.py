@@ -13,7 +13,7 @@ import torch.fx
 from ._capture import Captured
 from ._dispatch import Dispatched, MaxMemory, chosen_map, dispatched, gather, weights
 from ._execute import Program, cut, run_body, run_prefix
-from ._memory import pieces, samples_at_once
+from ._memory import parts_that_fit
 from ._plan import Plan
 from ._simulate import Run, batch_axis_of_output, simulate
 from ._substitute import replaced, substituted
@@ -203,12 +203,9 @@ class SpikingModel:
         """The source module's own output on the same inputs, in parts that fit `max_memory`; of a dispatched network,
         that of its graph."""
         leaves = self.prepare(inputs)
-        samples = self.samples_in(leaves)
-        size = samples_at_once(self, samples, steps=1, folded=True, count=False, budget=self.max_memory)
-        if size >= samples:
-            return self._source(leaves)
-        parts = [self._source(part) for part in pieces(leaves, self.batch_axes, size)]
-        return torch.cat(parts, batch_axis_of_output(self.program.output))
+        parts = parts_that_fit(self, leaves, steps=1, folded=True, count=False, budget=self.max_memory)
+        outputs = [self._source(part) for part in parts]
+        return outputs[0] if len(parts) == 1 else torch.cat(outputs, batch_axis_of_output(self.program.output))
 
     def _source(self, leaves: tuple[torch.Tensor, ...]) -> torch.Tensor:
         from ._capture import fixed_arguments, primary

@@ -17,7 +17,7 @@ import torch.fx
 from ._count import Counter, batch_axis, fold_back
 from ._execute import Values, require_finite, run_body, run_prefix
 from ._kernels import EAGER, Kernels, choose_kernels
-from ._memory import pieces, samples_at_once
+from ._memory import parts_that_fit
 from ._rest import Rest, can_rest, rests_soon
 from .errors import ConfigError
 from .measure import Tally, per_step
@@ -96,9 +96,8 @@ def simulate(
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable and not rests_soon(model, steps))
     chosen = choose_kernels(model, kernel, precision, samples=samples, steps=steps, folded=folded)
     budget = model.max_memory if max_memory is None else max_memory
-    size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
     run, runs = (_folded if folded else _streaming), []
-    for part in [leaves] if size >= samples else pieces(leaves, model.batch_axes, size):
+    for part in parts_that_fit(model, leaves, steps=steps, folded=folded, count=count, budget=budget):
         tally = Tally(steps, samples=model.samples_in(part))
         with in_precision(model, precision):
             output = run(model, part, tally, count, chosen)
