@@ -15,6 +15,8 @@ import torch
 from cli_place import furnish, pictures
 from transpike.cli import main
 from transpike.cli.options import device
+from transpike.data import open_data
+from transpike.recipes import RECIPES
 from transpike.zoo.digits import load_model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -94,6 +96,16 @@ def test_samples_that_calibrated_a_saved_network_are_left_out(say: Say, place: P
     code, _, err = say("eval net --model mine:make --data data.npz --steps 2 --json r.json")
     assert code == 0 and "6 samples of data.npz calibrated this network and are left out" in err
     assert read(place / "r.json")["data"]["indices"] == [i for i in range(24) if i % 4]
+
+
+def test_samples_that_tuned_the_recipe_of_a_saved_network_are_left_out(say: Say, place: Path) -> None:
+    tuned = {"fingerprint": open_data("data.npz").fingerprint(), "indices": [0, 5, 7]}
+    (place / "r.json").write_text(json.dumps({**RECIPES["ecmt"]().to_json(), "tuned": tuned}))
+    assert say("convert mine:make --calibration data.npz --every 8 --recipe r.json --out net --quiet")[0] == 0
+    code, _, err = say("eval net --model mine:make --data data.npz --steps 1 --json e.json")
+    assert code == 0 and "3 samples of data.npz calibrated this network and are left out; " in err
+    assert "2 samples of data.npz tuned the recipe and are left out" in err
+    assert read(place / "e.json")["data"]["indices"] == sorted(set(range(24)) - {0, 8, 16, 5, 7})
 
 
 def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on(say: Say, place: Path) -> None:

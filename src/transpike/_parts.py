@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,14 @@ def without_calibration(
         return data, ""
     remark = f"{len(data.samples) - len(kept)} samples of {data.spec} {did} and are left out"
     return Part(Subset(data.samples, kept), data.spec), remark
+
+
+def without_tuning(data: Part, records: Sequence[Mapping[str, Any]], remark: str = "") -> tuple[Part, str]:
+    """`data` less the samples that tuned a recipe, by their `records`; the remark goes on where any are left out."""
+    for record in records:
+        data, more = without_calibration(data, record, did="tuned the recipe")
+        remark = "; ".join(filter(None, (remark, more)))
+    return data, remark
 
 
 def calibrated_on(samples: Samples, saved: Mapping[str, Any]) -> Part | None:

@@ -19,7 +19,7 @@ from ._convert import convert
 from ._evaluate import Evaluation, Numbered, Watch, evaluate_numbered
 from ._load import load
 from ._model import SpikingModel
-from ._parts import Part, calibrated_on, separate, without_calibration
+from ._parts import Part, calibrated_on, separate, without_calibration, without_tuning
 from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Preprocess, Samples, loader, open_data, take, windows
 from .energy import PriceTable
@@ -136,10 +136,7 @@ def parts(
     whole = Part(data.open(module), data.spec)
     other = None if calibration is None else Part(calibration.open(module), calibration.spec)
     few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
-    for record in tuned:
-        part, more = without_calibration(part, record, did="tuned the recipe")
-        remark = "; ".join(filter(None, (remark, more)))
-    return few, part, remark
+    return few, *without_tuning(part, tuned, remark)
 
 
 def inputs_of(part: Part, batch_size: int, on_failure: Failure | None) -> Iterator[Any]:
@@ -314,6 +311,7 @@ def ready_saved(
     saved = read_config(Path(target))
     whole = Part(data.open(network.source_module, saved), data.spec)
     part, remark = without_calibration(whole, saved["calibration"])
+    part, remark = without_tuning(part, saved["calibration"].get("tuned", ()), remark)
     few = calibrated_on(replace(data, limit=None).open(network.source_module, saved), saved["calibration"])
     if calibration is not None:
         other = Part(calibration.open(network.source_module, saved), calibration.spec)

@@ -71,7 +71,8 @@ def convert(
     if not group.main:
         return
     known = choice.preparation(module)
-    network.save_pretrained(out, extra={**part.record(), **known, "seed": seed, "failed": failures.items})
+    tuned = {"tuned": records} if (records := options.tuned_on([recipe])) else {}
+    network.save_pretrained(out, extra={**part.record(), **known, "seed": seed, "failed": failures.items, **tuned})
     if not quiet:
         show(network.plan.site_table())
         show(network.plan.operator_table())
