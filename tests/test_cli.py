@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cli_place import furnish, pictures
 from transpike.cli import main
 from transpike.cli.options import device
 from transpike.data import open_data
+from transpike.pipeline import DataChoice
 from transpike.recipes import RECIPES
 from transpike.zoo.digits import load_model
 
@@ -106,6 +109,39 @@ def test_samples_that_tuned_the_recipe_of_a_saved_network_are_left_out(say: Say,
     assert code == 0 and "3 samples of data.npz calibrated this network and are left out; " in err
     assert "2 samples of data.npz tuned the recipe and are left out" in err
     assert read(place / "e.json")["data"]["indices"] == sorted(set(range(24)) - {0, 8, 16, 5, 7})
+
+
+@pytest.mark.parametrize(
+    ("asked", "mean", "std", "size"),
+    [
+        ({"mean": (0.5, 0.2, 0.1)}, (0.5, 0.2, 0.1), (1, 1, 1), 6),
+        ({"std": (0.5, 0.2, 0.1), "mean": (0.0, 0.0, 0.0)}, (0, 0, 0), (0.5, 0.2, 0.1), 6),
+        ({"input_size": (3, 4, 4)}, (0, 0, 0), (1, 1, 1), 4),
+    ],
+)
+def test_where_nobody_says_otherwise_images_stay_as_they_are(
+    asked: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...], size: int, place: Path
+) -> None:
+    with Image.open(place / "images/cat/0.png") as image:
+        pixels = torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BICUBIC)))
+    expected = (pixels.permute(2, 0, 1) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    samples = DataChoice("images", preprocess=asked).open(torch.nn.Identity())
+    torch.testing.assert_close(samples.fetch(0)[0], expected)
+
+
+def test_one_source_of_two_splits_calibrates_on_the_first(say: Say, place: Path) -> None:
+    for split, count in {"train": 4, "test": 3}.items():
+        pictures(place / "both" / split, 6, count)
+    assert say("eval mine:make --data both --calibration both --samples 5 --steps 1 --json r.json")[0] == 0
+    report = read(place / "r.json")
+    assert report["samples"] == 9 and report["calibration"]["data"]["of"] == 12
+
+
+def test_prices_hold_for_every_account(say: Say, place: Path) -> None:
+    code, out, _ = say("eval mine:make --data data.npz --steps 2 --prices davidson_furber_22fdx --json r.json")
+    report = read(place / "r.json")
+    assert code == 0 and "prices: davidson-furber-22fdx" in out
+    assert report["energy"]["prices"]["name"] == report["energy_sheet"]["prices"]["name"] == "davidson-furber-22fdx"
 
 
 def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on(say: Say, place: Path) -> None:

@@ -111,6 +111,16 @@ VALUES = {
     f"{TINY} --crop-pct 0": "crop_pct",
     f"{TINY} --interpolation cubist": "interpolation 'cubist'",
     f"{TINY} --labels prefix": "class index",
+    "eval mine:make --data wide.npz --mean 0.5": "--mean would change nothing about wide.npz",
+    f"{DIGITS} --interpolation nearest --crop-pct 1": "--crop-pct, --interpolation would change nothing about digits",
+    f"{DIGITS} --labels prefix": "--labels would change nothing about digits",
+    f"{MINE} --labels nonsense": "--labels would change nothing about data.npz",
+    f"{MINE} --split val": "--split would change nothing about data.npz",
+    f"{MINE} --max-length 4": "--max-length would change nothing about data.npz",
+    "compare mine:make --data images --split test": "--split would change nothing about images",
+    "convert mine:make --calibration images --out x --max-length 4": "--max-length would change nothing about images",
+    "tune mine:make --data data.npz --split val": "--split would change nothing about data.npz",
+    "eval torch.nn:Identity --data images --crop-pct 0.9": "add --input-size C,H,W",
 }
 DATA = {
     "eval mine:make --data nowhere.npz": "nowhere.npz does not exist",

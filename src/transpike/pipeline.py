@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,17 @@ from ._model import SpikingModel
 from ._parts import Part, calibrated_on, separate, without_calibration, without_tuning
 from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Preprocess, Samples, loader, open_data, take, windows
-from .energy import PriceTable
-from .errors import DataError, ModelError
+from .data.images import EncodedImages
+from .data.preprocess import as_it_is
+from .energy import PriceTable, paper_account
+from .errors import ConfigError, DataError, ModelError
 from .group import ALONE, Group
 from .neurons import choose
 from .recipes import Recipe
 from .zoo.source import reason
+
+PREPROCESSING = ("input_size", "mean", "std", "crop_pct", "interpolation")
+RESIZING = {"crop_pct", "interpolation"}
 
 Failure = Callable[[str, Exception], None]
 Progress = Callable[[int], None]
@@ -64,7 +69,8 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class DataChoice:
-    """Data as a user names it. `preprocess` overrides single facts of the model's own preprocessing."""
+    """Data as a user names it. `preprocess` overrides single facts of the model's own preprocessing; `named`: those of
+    labels, split, max_length and PREPROCESSING that the user wrote, and which are refused where they say nothing."""
 
     spec: str
     labels: str = "auto"
@@ -73,13 +79,18 @@ class DataChoice:
     seed: int = 0
     max_length: int | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    named: frozenset[str] = frozenset()
 
     def preparation(self, model: torch.nn.Module, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What makes model inputs of raw samples: what the model says, then the saved network, then the user."""
+        """What makes model inputs of raw samples: what the model says, then the saved network, then the user. Where
+        neither of the first two says anything, images stay as they are but for what the user asks.
+
+        Raises: ConfigError for a way to resize without a size.
+        """
         record = (saved or {}).get("calibration", {})
         lengths = (self.max_length, record.get("max_length"), _tokens(model))
         return {
-            "preprocess": {**zoo.data_config(model), **record.get("preprocess", {}), **self.preprocess},
+            "preprocess": _overridden({**zoo.data_config(model), **record.get("preprocess", {})}, self.preprocess),
             "max_length": next((length for length in lengths if length is not None), None),
         }
 
@@ -94,9 +105,33 @@ class DataChoice:
             tokenizer=_tokenizer(model, saved) if self.spec.startswith("datasets:") else None,
             max_length=known["max_length"],
         )
+        if idle := ", ".join(f"--{name.replace('_', '-')}" for name in sorted(self.named & _unread(self, samples))):
+            raise ConfigError(f"{idle} would change nothing about {self.spec}; leave that out")
         if self.limit is None:
             return samples
         return take(samples, self.limit, seed=self.seed)
+
+
+def _overridden(known: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of preprocessing, with those that a user asks for instead."""
+    if asked and not known:
+        channels = (*asked.get("input_size", ())[:1], len(asked.get("mean", ())), len(asked.get("std", ())))
+        known = asdict(as_it_is(max(channels)))
+    found = {**known, **asked}
+    if RESIZING & asked.keys() and found.get("input_size", ()) is None:
+        raise ConfigError("images are not resized, for nobody says to which size; add --input-size C,H,W")
+    return found
+
+
+def _unread(data: DataChoice, samples: Samples) -> set[str]:
+    """Options that say nothing about data like these."""
+    whole = Part(samples, data.spec).whole
+    files, text = isinstance(whole, EncodedImages), getattr(whole, "tokenizer", None) is not None
+    images = isinstance(getattr(whole, "preprocess", getattr(whole, "read", None)), Preprocess)
+    whole_folder = Path(data.spec).is_dir() and not (Path(data.spec) / data.split).is_dir()
+    unsplit = files and whole_folder or data.spec.lower().endswith(".npz")
+    idle = {"labels": not files, "max_length": not text, "split": unsplit, **dict.fromkeys(PREPROCESSING, not images)}
+    return {name for name, holds in idle.items() if holds}
 
 
 def _tokenizer(model: torch.nn.Module, saved: Mapping[str, Any] | None) -> Any:
@@ -205,11 +240,12 @@ def evaluate_on(
     group: Group = ALONE,
     watch: Watch | None = None,
     max_memory: int | None = None,
+    prices: PriceTable | None = None,
 ) -> Evaluation:
     """Evaluate on every sample of `part`; labels beyond the model's classes are refused.
 
     Arguments: kernel, max_memory -- as in `simulate`; "auto" compiles where all samples together are worth it. journal,
-    group -- as for `transpike.evaluate`, but every process reads only its own batches.
+    group -- as for `transpike.evaluate`, but every process reads only its own batches. prices -- of the energy account.
     """
 
     def read(numbers: Iterator[int]) -> Iterator[Numbered]:
@@ -219,10 +255,11 @@ def evaluate_on(
     model.max_memory = max_memory
     model.kernel = kernel_for(model, part, steps, kernel)
     about = {"batch_size": batch_size, "data": _about(part)} if journal is not None or group.count > 1 else {}
-    return evaluate_numbered(
+    found = evaluate_numbered(
         model, read, steps=steps, mode=mode, about=about, progress=progress, on_failure=on_failure, journal=journal,
         group=group, watch=watch,
     )  # fmt: skip
+    return replace(found, energy=paper_account(found.tally, model.plan, prices))
 
 
 def kernel_for(model: SpikingModel, part: Part, steps: int, kernel: str) -> str:

@@ -12,6 +12,7 @@ from .console import Failures, output, progress, remark, show
 
 
 def convert(
+    context: typer.Context,
     model: options.Model,
     calibration: Annotated[
         str,
@@ -59,7 +60,7 @@ def convert(
     if source.random_weights:
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    choice = DataChoice(calibration, "none", split, None, seed, max_length, preprocess)
+    choice = DataChoice(calibration, "none", split, None, seed, max_length, preprocess, options.named(context))
     everything = choice.open(module)
     few = split_samples(everything, every=every)[0] if every is not None else take(everything, samples, seed=seed)
     part, failures, group = Part(few, calibration), Failures(), join()

@@ -84,9 +84,7 @@ def evaluate(
     max_length: options.MaxLength = None,
     spikes: Annotated[bool, typer.Option("--spikes", help="Also print spikes per site and step.")] = False,
     sheet: Annotated[bool, typer.Option("--sheet", help="Also print the complete energy sheet.")] = False,
-    prices: Annotated[
-        str | None, typer.Option(help="Price table of the sheet: a built-in name or a .toml file.")
-    ] = None,
+    prices: Annotated[str | None, typer.Option(help="Price table: a built-in name or a .toml file.")] = None,
     journal: Annotated[
         str | None,
         typer.Option(help="Keep what every batch gave in this file; the same command again continues a killed run."),
@@ -113,9 +111,9 @@ def evaluate(
     failures, started, group = Failures(), time.perf_counter(), join()
     _check_early(early_exit, journal, group)
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess)
+    asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, options.named(context))
     other = None
-    if calibration is not None and (calibration != data or pipeline.is_saved(target)):
+    if calibration is not None:
         other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
     if pipeline.is_saved(target):
         owner = pipeline.ModelChoice(model, options=options.key_values(option)) if model else None
@@ -144,7 +142,7 @@ def evaluate(
         result = pipeline.evaluate_on(
             ready.network, ready.part, steps=steps, batch_size=batch_size, mode=mode, kernel=kernel, max_memory=budget,
             on_failure=failures, progress=advance, journal=journal, group=group,
-            watch=None if book is None else book.update,
+            watch=None if book is None else book.update, prices=table,
         )  # fmt: skip
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
     exits = None if book is None else book.result()

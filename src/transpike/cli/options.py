@@ -253,6 +253,14 @@ def check_mode(mode: str) -> None:
         raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
 
 
+NAMED = ("labels", "split", "max_length", "input_size", "mean", "std", "crop_pct", "interpolation")
+
+
+def named(context: typer.Context) -> frozenset[str]:
+    """Those options about data that were written on the command line."""
+    return frozenset(name for name in NAMED if name in context.params and given(context, (name,)))
+
+
 def given(context: typer.Context, names: Iterable[str]) -> str:
     """Those of the options that were written on the command line: "--levels, --first-layer"."""
     sources = {name: context.get_parameter_source(name) for name in names}

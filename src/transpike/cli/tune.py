@@ -87,7 +87,8 @@ def tune(
     module = source.load()
     if source.random_weights:
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")
-    everything = pipeline.DataChoice(data, "none", split, None, seed, max_length, preprocess).open(module)
+    known = pipeline.DataChoice(data, "none", split, None, seed, max_length, preprocess, options.named(context))
+    everything = known.open(module)
     calibrating = (
         split_samples(everything, every=every)[0] if every is not None else take(everything, samples, seed=seed)
     )
