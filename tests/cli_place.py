@@ -35,6 +35,18 @@ class Branching(Small):
     def forward(self, x):
         y = self.body(x)
         return y if y.sum() > 0 else -y
+class Tokens(nn.Module):
+    def __init__(self, axis):
+        super().__init__()
+        torch.manual_seed(0)
+        self.axis, self.first, self.second, self.third = axis, nn.Linear(5, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+    def forward(self, x):
+        x = self.second(self.first(x).relu())
+        return self.third((x - x.mean(self.axis, keepdim=True)).relu())
+def tokens_first():
+    return Tokens(0).eval()
+def batch_first():
+    return Tokens(1).eval()
 def make():
     return Small().eval()
 def strange():
@@ -59,6 +71,7 @@ def furnish(folder: Path) -> None:
     np.savez(folder / "wide.npz", x=random.random((20, 1, 7, 7), dtype=np.float32), y=np.arange(20) % 3)
     for name, value in {"nan": np.nan, "inf": np.inf}.items():
         np.savez(folder / f"{name}.npz", x=np.full((4, 1, 6, 6), value, np.float32), y=labels[:4])
+    np.savez(folder / "tokens.npz", x=random.random((10, 4, 5), dtype=np.float32), y=random.integers(0, 3, (10, 4)))
     np.savez(folder / "one.npz", x=images[:1], y=labels[:1])
     (folder / "junk.npz").write_bytes(b"junk")
     (folder / "empty").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,36 @@ def test_prices_hold_for_every_account(say: Say, place: Path) -> None:
     report = read(place / "r.json")
     assert code == 0 and "prices: davidson-furber-22fdx" in out
     assert report["energy"]["prices"]["name"] == report["energy_sheet"]["prices"]["name"] == "davidson-furber-22fdx"
+
+
+@pytest.mark.parametrize(
+    ("line", "numbers"),
+    [
+        ("eval {} --data tokens.npz --every 3 --recipe ecmt --steps 3", ("accuracy", "agreement", "spikes_per_neuron")),
+        ("compare {} --data tokens.npz --every 3 --recipes ecmt --steps 1,3", ("source", "recipes")),
+        ("tune {} --data tokens.npz --samples 8 --few 4 --settings 2 --max-drop 0", ("chosen", "front")),
+    ],
+)
+def test_where_the_batch_is_changes_nothing(line: str, numbers: tuple[str, ...], say: Say, place: Path) -> None:
+    options = {"mine:batch_first": "--json a.json", "mine:tokens_first": "--batch-dim 1 --json b.json"}
+    codes = [say(f"{line.format(model)} --batch-size 3 {more}")[0] for model, more in options.items()]
+    assert codes[0] == codes[1] < 2
+    texts = [json.dumps({name: read(place / file)[name] for name in numbers}) for file in ("a.json", "b.json")]
+    texts = [re.sub(r'"(spec|seconds)": [^,]+', "", text) for text in texts]
+    one, other = (re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.5g}", text) for text in texts)
+    assert one == other
+
+
+def test_a_saved_network_knows_where_its_batch_is(say: Say, place: Path) -> None:
+    line = (
+        "convert mine:tokens_first --calibration tokens.npz --samples 3 --batch-dim 1 --recipe ecmt --out net --quiet"
+    )
+    assert say(line)[0] == 0
+    for command in ("eval", "layers"):
+        line = f"{command} net --model mine:tokens_first --data tokens.npz --steps 2 --json {command}.json"
+        assert say(line)[0] == 0
+    report = read(place / "eval.json")
+    assert report["samples"] == report["labelled"] == 7 and read(place / "layers.json")["samples"] == 7
 
 
 def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on(say: Say, place: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from ._capture import capture
 from ._convert import Sited, check_inputs, peek, place_sites
 from ._correct import as_asked, until
-from ._evaluate import Evaluation, LabelledBatch
+from ._evaluate import Evaluation, LabelledBatch, samples_first
 from ._model import SpikingModel
 from .calibration import Observed, measured, observe
 from .energy import EnergySheet, PriceTable, paper_account
@@ -187,7 +187,7 @@ class _Running:
     def update(self, batch: LabelledBatch, source: torch.Tensor, labels: torch.Tensor | None, mode: str) -> None:
         started = perf_counter()
         run = self.network.simulate(batch.inputs, self.score.steps, mode=mode)
-        self.score.update(source, run.outputs, labels)
+        self.score.update(source, samples_first(self.network, run.outputs, 1), labels)
         self.tally += run.spikes
         self.mode, self.kernel = run.mode, run.kernel
         self.seconds += perf_counter() - started
@@ -225,7 +225,7 @@ def evaluate_each(
     _require_one({label: item.error for label, item in misfits.items()}, len(networks))
     done = samples = 0
     for batch in batches:
-        source = running[0].network.source(batch.inputs)
+        source = samples_first(running[0].network, running[0].network.source(batch.inputs))
         labels = None if batch.labels is None else batch.labels.to(source.device)
         samples += source.shape[0]
         for one in running:

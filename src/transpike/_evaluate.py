@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 
 from ._journal import Journal, identity, open_journal
 from ._model import SpikingModel
-from ._simulate import Run
+from ._simulate import Run, batch_axis_of_output
 from .energy import PaperAccount, paper_account
 from .errors import ConfigError, DataError
 from .group import ALONE, Group
@@ -230,10 +230,15 @@ def _outcome(model: SpikingModel, item: Numbered, steps: int, mode: str, watch: 
         return Outcome(score, Tally(steps), "", "", list(item.failed))
     run = model.simulate(batch.inputs, steps, mode=mode)
     labels = None if batch.labels is None else batch.labels.to(run.outputs.device)
-    score.update(model.source(batch.inputs), run.outputs, labels)
+    score.update(samples_first(model, model.source(batch.inputs)), samples_first(model, run.outputs, 1), labels)
     if watch is not None:
         watch(run, labels)
     return Outcome(score, run.spikes, run.mode, run.kernel, list(item.failed))
+
+
+def samples_first(model: SpikingModel, outputs: torch.Tensor, behind: int = 0) -> torch.Tensor:
+    """The model's outputs [B, ...], wherever it has its batch; the first `behind` axes, such as time, stay in front."""
+    return outputs.movedim(batch_axis_of_output(model.program.output) + behind, behind)
 
 
 def _content(batch: LabelledBatch | None) -> str:

@@ -21,7 +21,7 @@ def exit_book(
 ) -> ExitBook:
     """Thresholds of early exit from the samples of `few`; its `update` watches `evaluate_on`."""
     require_scores(model)
-    batches = inputs_of(few, batch_size, on_failure)
+    batches = inputs_of(few, batch_size, on_failure, model.captured.batch_dim)
     changes = sorted({*CHANGES, max_change})
     return ExitBook(model, batches, steps=steps, max_changes=changes, mode=mode, progress=progress)
 
@@ -30,13 +30,13 @@ def precision_on(
     model: SpikingModel, part: Part, *, steps: int, batch_size: int = 16, mode: str = "auto"
 ) -> PrecisionCheck:
     """What the model's precision changes on the first batch of `part`."""
-    first = next(inputs_of(part, batch_size, lambda item, error: None))
+    first = next(inputs_of(part, batch_size, lambda item, error: None, model.captured.batch_dim))
     return check_precision(model, first, steps=steps, mode=mode, precision=model.precision)
 
 
 def stop_on(model: SpikingModel, part: Part, *, steps: int, threshold: float, batch_size: int = 16) -> list[int]:
     """The steps that the readable samples of `part` take when each stops for real, in order."""
     took: list[int] = []
-    for inputs in inputs_of(part, batch_size, lambda item, error: None):
+    for inputs in inputs_of(part, batch_size, lambda item, error: None, model.captured.batch_dim):
         took += stop_early(model, inputs, steps=steps, threshold=threshold, count=False).steps.tolist()
     return took

@@ -21,7 +21,7 @@ from ._load import load
 from ._model import SpikingModel
 from ._parts import Part, calibrated_on, separate, without_calibration, without_tuning
 from .codecs.bundle import CONFIG, FORMAT, read_config
-from .data import Preprocess, Samples, loader, open_data, take, windows
+from .data import Batch, Preprocess, Samples, loader, open_data, take, windows
 from .data.images import EncodedImages
 from .data.preprocess import as_it_is
 from .energy import PriceTable, paper_account
@@ -174,9 +174,21 @@ def parts(
     return few, *without_tuning(part, tuned, remark)
 
 
-def inputs_of(part: Part, batch_size: int, on_failure: Failure | None) -> Iterator[Any]:
+def batch_at(axis: int, inputs: Any) -> Any:
+    """Inputs with their batch, which is read as the first axis, at `axis`. Raises ConfigError where there is none."""
+
+    def moved(leaf: torch.Tensor) -> torch.Tensor:
+        if not 0 <= axis < leaf.dim():
+            raise ConfigError(f"--batch-dim {axis} is no dimension of inputs of shape {list(leaf.shape)}")
+        return leaf.movedim(0, axis)
+
+    return pytree.tree_map_only(torch.Tensor, moved, inputs) if axis else inputs
+
+
+def inputs_of(part: Part, batch_size: int, on_failure: Failure | None, batch_dim: int) -> Iterator[Any]:
     """Model inputs in batches, without labels."""
-    return (batch.inputs for batch in loader(part.samples, batch_size=batch_size, on_failure=on_failure))
+    batches = loader(part.samples, batch_size=batch_size, on_failure=on_failure)
+    return (batch_at(batch_dim, batch.inputs) for batch in batches)
 
 
 def try_model(model: torch.nn.Module, inputs: Any, *, where: str) -> None:
@@ -202,9 +214,11 @@ def try_model(model: torch.nn.Module, inputs: Any, *, where: str) -> None:
         ) from error
 
 
-def tried_inputs(model: torch.nn.Module, part: Part, batch_size: int, on_failure: Failure | None) -> Iterator[Any]:
+def tried_inputs(
+    model: torch.nn.Module, part: Part, batch_size: int, on_failure: Failure | None, batch_dim: int
+) -> Iterator[Any]:
     """`inputs_of`, once the model has run on the first batch."""
-    batches = inputs_of(part, batch_size, on_failure)
+    batches = inputs_of(part, batch_size, on_failure, batch_dim)
     first = next(batches)
     try_model(model, first, where=part.spec)
     return chain([first], batches)
@@ -222,7 +236,7 @@ def convert_on(
     group: Group = ALONE,
 ) -> SpikingModel:
     """Convert with every sample of `part` for calibration."""
-    batches = tried_inputs(model, part, batch_size, on_failure)
+    batches = tried_inputs(model, part, batch_size, on_failure, batch_dim)
     return convert(model, batches, recipe, batch_dim=batch_dim, max_samples=None, progress=progress, group=group)
 
 
@@ -250,7 +264,7 @@ def evaluate_on(
 
     def read(numbers: Iterator[int]) -> Iterator[Numbered]:
         found = windows(part.samples, numbers, batch_size=batch_size, num_classes=model.num_outputs)
-        return (Numbered(window.number, window.batch, window.failed) for window in found)
+        return (Numbered(window.number, _labelled(model, window.batch), window.failed) for window in found)
 
     model.max_memory = max_memory
     model.kernel = kernel_for(model, part, steps, kernel)
@@ -260,6 +274,11 @@ def evaluate_on(
         group=group, watch=watch,
     )  # fmt: skip
     return replace(found, energy=paper_account(found.tally, model.plan, prices))
+
+
+def _labelled(model: SpikingModel, batch: Batch | None) -> Batch | None:
+    """A batch as the model takes it."""
+    return batch and replace(batch, inputs=batch_at(model.captured.batch_dim, batch.inputs))
 
 
 def kernel_for(model: SpikingModel, part: Part, steps: int, kernel: str) -> str:
@@ -288,7 +307,7 @@ def convert_each_on(
     progress: Progress | None = None,
 ) -> dict[str, SpikingModel | Misfit]:
     """Convert by every recipe with every sample of `part` for calibration."""
-    batches = tried_inputs(model, part, batch_size, on_failure)
+    batches = tried_inputs(model, part, batch_size, on_failure, batch_dim)
     return convert_each(
         model, batches, recipes, batch_dim=batch_dim, max_samples=None, on_failed=on_failed, progress=progress
     )
@@ -308,13 +327,13 @@ def evaluate_each_on(
     max_memory: int | None = None,
 ) -> RecipeComparison:
     """Evaluate every network on every sample of `part`; labels beyond the model's classes are refused."""
-    classes = next((one.num_outputs for one in networks.values() if isinstance(one, SpikingModel)), None)
-    batches = loader(part.samples, batch_size=batch_size, on_failure=on_failure, num_classes=classes)
-    for network in networks.values():
-        if isinstance(network, SpikingModel):
-            work = len(part.samples) * network.neurons_per_sample * max(steps)
-            network.max_memory = max_memory
-            network.kernel = choose("auto", work, network.device)
+    fitting = [network for network in networks.values() if isinstance(network, SpikingModel)]
+    for network in fitting:
+        network.max_memory = max_memory
+        network.kernel = kernel_for(network, part, max(steps), "auto")
+    classes = fitting[0].num_outputs if fitting else None
+    found = loader(part.samples, batch_size=batch_size, on_failure=on_failure, num_classes=classes)
+    batches = (_labelled(fitting[0], batch) for batch in found)
     return evaluate_each(
         networks, batches, steps=steps, mode=mode, prices=prices, on_failed=on_failed, progress=progress
     )
@@ -393,6 +412,7 @@ __all__ = [
     "ModelChoice",
     "Part",
     "Ready",
+    "batch_at",
     "convert_each_on",
     "convert_on",
     "evaluate_each_on",

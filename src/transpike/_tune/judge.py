@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .._convert import Sited
+from .._evaluate import samples_first
 from ..calibration import Observed, batch_size, measured
 from ..energy import paper_account
 from ..errors import ConfigError, DataError
@@ -75,7 +76,7 @@ class Judge:
         if not self.batches:
             raise DataError("there is no sample to judge settings by; give more calibration samples")
         network = sited.network(base, measured(sited.plan, base, seen, sited.graph))
-        self.sources = [network.source(batch) for batch in self.batches]
+        self.sources = [samples_first(network, network.source(batch)) for batch in self.batches]
         self.sizes = [batch_size(sited.captured, sited.captured.flatten(batch)) for batch in self.batches]
         self.kernel = choose("auto", passes * sum(self.sizes) * network.neurons_per_sample, network.device)
         self.fingerprint = self._fingerprint()
@@ -99,9 +100,10 @@ class Judge:
         score, tally = Agreement(steps), Tally(steps)
         for batch, source in list(zip(self.batches, self.sources, strict=True))[:count]:
             run = network.simulate(batch, steps, kernel=self.kernel)
-            more, of = distance(source, run.outputs)
+            outputs = samples_first(network, run.outputs, 1)
+            more, of = distance(source, outputs)
             noise, signal = noise + more.cpu(), signal + of.cpu()
-            score.update(source, run.outputs, None)
+            score.update(source, outputs, None)
             tally += run.spikes
         return Trajectory(
             score.samples,

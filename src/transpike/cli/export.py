@@ -160,4 +160,4 @@ def _batches(network: SpikingModel, target: str, data: str, split: str, limit: i
 
     choice = pipeline.DataChoice(data, "auto", split, limit, seed)
     samples = choice.open(network.source_module, pipeline.read_config(Path(target)))
-    return pipeline.inputs_of(pipeline.Part(samples, data), size, Failures())
+    return pipeline.inputs_of(pipeline.Part(samples, data), size, Failures(), network.captured.batch_dim)

@@ -29,24 +29,19 @@ def inspect(
     import dataclasses
     from pathlib import Path
 
-    from torch import Tensor
-
     from .._capture import capture
     from .._plan import plan
     from .._substitute import notes
-    from ..errors import ConfigError, PlanError
+    from ..errors import PlanError
     from ..files import write_json
-    from ..pipeline import ModelChoice, try_model
+    from ..pipeline import ModelChoice, batch_at, try_model
     from ..zoo import example_inputs
 
     options.check_file("--json", json)
     chosen = options.chosen_recipe(recipe, set, first_layer=first_layer, head=head, analog=tuple(analog or ()))
     module = ModelChoice(model, checkpoint, pretrained, options.key_values(option)).load()
     example = example_inputs(module, shape=options.numbers(input_shape, int), integers=integers)
-    if batch_dim:
-        if not isinstance(example, Tensor) or not 0 <= batch_dim < example.dim():
-            raise ConfigError(f"--batch-dim {batch_dim} is no dimension of these inputs; give one that is")
-        example = example.movedim(0, batch_dim)
+    example = batch_at(batch_dim, example)
     try_model(module, example, where="inputs")
     captured = capture(module, example, batch_dim=batch_dim)
     decided = plan(captured, dataclasses.replace(chosen.policy, allow_unknown=True))

@@ -64,7 +64,7 @@ def layers(
         remark(ready.remark)
     failures, counted = Failures(), LevelCounts(steps) if levels else None
     with progress(f"simulating T = {steps}", len(ready.part.samples)) as advance:
-        batches = pipeline.inputs_of(ready.part, batch_size, failures)
+        batches = pipeline.inputs_of(ready.part, batch_size, failures, ready.network.captured.batch_dim)
         if counted is not None:
             batches = _counting(ready.network, batches, counted)
         view = diagnose(ready.network, batches, steps=steps, progress=advance)

@@ -51,7 +51,7 @@ def literal(
     samples = pipeline.DataChoice(data, "auto", split, limit, seed).open(
         network.source_module, pipeline.read_config(Path(target))
     )
-    batch = next(pipeline.inputs_of(pipeline.Part(samples, data), limit, Failures()))
+    batch = next(pipeline.inputs_of(pipeline.Part(samples, data), limit, Failures(), network.captured.batch_dim))
     if float64:
         widen(network)
     kept = None

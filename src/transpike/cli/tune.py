@@ -97,8 +97,8 @@ def tune(
     with stages() as advance:
         tuned = search(
             module,
-            pipeline.tried_inputs(module, pipeline.Part(first, data), batch_size, failures),
-            pipeline.inputs_of(pipeline.Part(second, data), batch_size, failures),
+            pipeline.tried_inputs(module, pipeline.Part(first, data), batch_size, failures, batch_dim),
+            pipeline.inputs_of(pipeline.Part(second, data), batch_size, failures, batch_dim),
             chosen,
             max_drop=target.max_drop, max_energy=target.max_energy, steps=asked, by=by, few=few, settings=settings,
             batch_dim=batch_dim, journal=journal, progress=advance,
