@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import transpike
+from transpike import pipeline
 from transpike._literal import Literal, Spikes
 from transpike.cli import main
 from transpike.codecs.events import partial_path, read_events, write_events
@@ -606,7 +607,7 @@ def say(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return run
 
 
-def test_export_from_the_command_line(say: Say, tmp_path: Path) -> None:
+def test_export_from_the_command_line(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = say("export events digits --out e.tpk --data digits --steps 3 --limit 2")
     assert code == 0 and "spikes of 2 samples in 3 steps" in err and read_events("e.tpk").steps == 3
     code, _, err = say("export weights digits --out w --scaled")
@@ -614,7 +615,12 @@ def test_export_from_the_command_line(say: Say, tmp_path: Path) -> None:
     code, _, err = say("export nir digits --out s --segments")
     assert code == 0 and (tmp_path / "s" / "manifest.json").is_file()
     own = "--model small_net:make"
+    seen, inputs_of = [], pipeline.inputs_of
+    monkeypatch.setattr(pipeline, "inputs_of", lambda part, *how: seen.append(part.record()) or inputs_of(part, *how))
     code, out, err = say(f"export nir small {own} --out n.nir --relu-neurons data.npz --data data.npz --steps 3")
+    assert "share data.npz: 12 random samples (seed 0) calibrate, the other 12 are evaluated" in err
+    calibrated, ran = (set(record["indices"]) for record in seen)
+    assert len(calibrated) == 12 and len(ran) == 4 and not calibrated & ran
     assert code == 0 and "spikes that differ" in out and "agree on" in err and (tmp_path / "n.nir").is_file()
 
 
@@ -630,6 +636,7 @@ BAD = {
     "export weights digits --out data.npz": "it is a file",
     "export events . --out e --data digits": "holds no config.json",
     "export weights small --out x": "only its owner can build",
+    "export events small --model small_net:make --out e --data data.npz --split test": "--split would change nothing",
 }
 
 

@@ -11,6 +11,7 @@ from .console import Failures, progress, remark, show
 
 if TYPE_CHECKING:
     from .._model import SpikingModel
+    from ..pipeline import Part
 
 app = typer.Typer(help="Write a converted network for hardware: events, weights or a NIR graph.", no_args_is_help=True)
 
@@ -25,6 +26,7 @@ DATA_HELP = "an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits
 
 @app.command()
 def events(
+    context: typer.Context,
     target: Target,
     out: OutFile,
     data: Annotated[str, typer.Option(help=f"Samples: {DATA_HELP}")],
@@ -43,7 +45,7 @@ def events(
 
     _positive(steps=steps, limit=limit)
     network = _network(target, model, option)
-    batch = _batch(network, target, data, split, limit, seed)
+    batch = _batch(network, _whole(network, target, data, split, seed, context), limit, seed)
     partial = partial_path(Path(out))
     try:
         with progress(f"writing T = {steps}", steps) as advance:
@@ -88,6 +90,7 @@ def weights(
 
 @app.command()
 def nir(
+    context: typer.Context,
     target: Target,
     out: Annotated[str, typer.Option(help="The .nir file to write; with --segments, the folder.")],
     segments: Annotated[
@@ -105,21 +108,34 @@ def nir(
     split: options.Split = "test",
     seed: options.Seed = 0,
 ) -> None:
-    """Write a NIR graph, read it back, run it on DATA, and print how far it drifts from the network."""
+    """Write a NIR graph, read it back, run it on DATA, and print how far it drifts from the network.
+
+    RELU_NEURONS and DATA that are one source are split.
+    """
+    from .. import pipeline
     from ..codecs.nir_drift import drift
     from ..codecs.nir_file import read_nir
     from ..codecs.nir_graph import write_nir
     from ..codecs.relu_neurons import relu_neurons as give_neurons
+    from ..data import take
     from ..errors import ConfigError
 
     _positive(steps=steps, limit=limit, calibration_samples=calibration_samples)
     if segments and (data or relu_neurons):
         raise ConfigError("--segments writes graphs that run only between other operators; drop --data, --relu-neurons")
     network = source = _network(target, model, option)
+    part = None if data is None else _whole(source, target, data, split, seed, context)
     if relu_neurons is not None:
-        batches = _batches(source, target, relu_neurons, split, calibration_samples, 16, seed)
+        few = _whole(source, target, relu_neurons, split, seed, context)
+        if part is None:
+            few = pipeline.Part(take(few.samples, calibration_samples, seed=seed), relu_neurons)
+        else:
+            few, part, said = pipeline.separate(part, few, count=calibration_samples, every=None, seed=seed)
+            if said:
+                remark(said)
+        batches = pipeline.inputs_of(few, 16, Failures(), source.captured.batch_dim)
         network = give_neurons(source, batches, max_samples=None)
-    batch = None if data is None else _batch(source, target, data, split, limit, seed)
+    batch = None if part is None else _batch(source, part, limit, seed)
     remark(f"wrote {write_nir(network, out, segments=segments)}")
     if batch is None:
         return
@@ -147,17 +163,20 @@ def _network(target: str, model: str | None, option: list[str] | None) -> Spikin
     return pipeline.load(target, model=owner)
 
 
-def _batch(network: SpikingModel, target: str, data: str, split: str, limit: int, seed: int) -> Any:
-    """`limit` samples in one batch."""
-    return next(_batches(network, target, data, split, limit, limit, seed))
-
-
-def _batches(network: SpikingModel, target: str, data: str, split: str, limit: int, size: int, seed: int) -> Any:
+def _whole(network: SpikingModel, target: str, data: str, split: str, seed: int, context: typer.Context) -> Part:
     """Samples prepared as those that calibrated the saved network."""
     from pathlib import Path
 
     from .. import pipeline
 
-    choice = pipeline.DataChoice(data, "auto", split, limit, seed)
-    samples = choice.open(network.source_module, pipeline.read_config(Path(target)))
-    return pipeline.inputs_of(pipeline.Part(samples, data), size, Failures(), network.captured.batch_dim)
+    choice = pipeline.DataChoice(data, split=split, seed=seed, named=options.named(context))
+    return pipeline.Part(choice.open(network.source_module, pipeline.read_config(Path(target))), data)
+
+
+def _batch(network: SpikingModel, part: Part, limit: int, seed: int) -> Any:
+    """`limit` samples in one batch."""
+    from .. import pipeline
+    from ..data import take
+
+    few = pipeline.Part(take(part.samples, limit, seed=seed), part.spec)
+    return next(pipeline.inputs_of(few, limit, Failures(), network.captured.batch_dim))

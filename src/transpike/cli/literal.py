@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def literal(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="DIR", help="A folder written by convert.")],
     data: Annotated[
         str, typer.Option(help="Samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits.")
@@ -48,9 +49,8 @@ def literal(
     options.check_file("--state", state)
     owner = None if model is None else pipeline.ModelChoice(model, options=options.key_values(option)).load()
     network = pipeline.load(target, model=owner)
-    samples = pipeline.DataChoice(data, "auto", split, limit, seed).open(
-        network.source_module, pipeline.read_config(Path(target))
-    )
+    choice = pipeline.DataChoice(data, split=split, limit=limit, seed=seed, named=options.named(context))
+    samples = choice.open(network.source_module, pipeline.read_config(Path(target)))
     batch = next(pipeline.inputs_of(pipeline.Part(samples, data), limit, Failures(), network.captured.batch_dim))
     if float64:
         widen(network)
