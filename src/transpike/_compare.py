@@ -122,8 +122,9 @@ def convert_each(
     on_failed: Failed | None = None,
     progress: Progress | None = None,
 ) -> dict[str, SpikingModel | Misfit]:
-    """The network of every recipe, or why it does not fit. The model is captured once, and every placement
-    policy watches the calibration samples once; they are kept in memory where there are several, or a correction.
+    """The network of every recipe, or why it does not fit. The model is captured once, and every placement policy
+    watches the calibration samples once for all of its recipes, or for each alone where what one needs is not to be
+    had. The samples are kept in memory where there are several recipes, or a correction.
 
     Arguments: progress -- told samples x policies done.
     """
@@ -133,22 +134,35 @@ def convert_each(
         [calibration] if isinstance(calibration, (torch.Tensor, Mapping)) else calibration, None
     )
     captured = capture(model, example, batch_dim=batch_dim)
-    policies = {recipe.policy for recipe in wanted.values()}
-    if len(policies) > 1 or any(recipe.correction != "none" for recipe in wanted.values()):
+    if len(wanted) > 1 or any(recipe.correction != "none" for recipe in wanted.values()):
         calibration = list(until(captured, calibration, max_samples))
-    watched: dict[Policy, tuple[Sited, Observed]] = {}
+    placed: dict[Policy, Sited] = {}
+    together: dict[Policy, Observed | None] = {}  # None: what one recipe needs is not to be had
     networks: dict[str, SpikingModel | Misfit] = {}
+
+    def look(sited: Sited, recipes: Sequence[Recipe]) -> Observed:
+        before = sum(seen.samples for seen in together.values() if seen is not None)
+        tell = None if progress is None else lambda done: progress(before + done)
+        return observe(captured, sited.graph, sited.plan, recipes, calibration, max_samples=max_samples, progress=tell)
+
+    def watched(sited: Sited, recipe: Recipe) -> Observed:
+        if recipe.policy not in together:
+            alike = [other for other in wanted.values() if other.policy == recipe.policy]
+            try:
+                together[recipe.policy] = look(sited, alike)
+            except TranspikeError:
+                if len(alike) == 1:
+                    raise
+                together[recipe.policy] = None
+        return together[recipe.policy] or look(sited, [recipe])
 
     for label, recipe in wanted.items():
         try:
-            if recipe.policy not in watched:
-                sited = place_sites(model, captured, recipe, example)
-                before = sum(seen.samples for _, seen in watched.values())
-                alike = [other for other in wanted.values() if other.policy == recipe.policy]
-                seen = _watch(sited, alike, calibration, max_samples, before, progress)
-                watched[recipe.policy] = (sited, seen)
-            sited, seen = watched[recipe.policy]
-            network = sited.network(recipe, measured(sited.plan, recipe, seen, sited.graph))
+            if recipe.policy not in placed:
+                placed[recipe.policy] = place_sites(model, captured, recipe, example)
+            sited = placed[recipe.policy]
+            found = measured(sited.plan, recipe, watched(sited, recipe), sited.graph)
+            network = sited.network(recipe, found)
             networks[label] = as_asked(network, calibration, max_samples)
         except TranspikeError as error:
             networks[label] = Misfit(recipe, error)
@@ -156,21 +170,6 @@ def convert_each(
                 on_failed(label, error)
     _require_one({label: item.error for label, item in networks.items() if isinstance(item, Misfit)}, len(wanted))
     return networks
-
-
-def _watch(
-    sited: Sited,
-    recipes: Iterable[Recipe],
-    calibration: Iterable[Any],
-    most: int | None,
-    before: int,
-    progress: Progress | None,
-) -> Observed:
-    def tell(done: int) -> None:
-        if progress is not None:
-            progress(before + done)
-
-    return observe(sited.captured, sited.graph, sited.plan, recipes, calibration, max_samples=most, progress=tell)
 
 
 @dataclass
