@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import transpike
 from transpike import RECIPES, RecipeComparison, SiteChoice, _compare
-from transpike._compare import convert_each, evaluate_each
+from transpike._compare import Misfit, convert_each, evaluate_each
 from transpike._evaluate import evaluate
 from transpike.cli import main
 from transpike.cli.options import chosen_recipes
@@ -148,6 +149,16 @@ def test_a_recipe_that_fails_on_the_way_leaves_the_others(monkeypatch: pytest.Mo
         evaluate_each(networks, batches(), steps=[2])
 
 
+def test_a_recipe_whose_calibration_fails_leaves_the_others() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0)).eval()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    networks = convert_each(model, iter(x.split(4)), ["ecmt", "balanced", "differential"])
+    misfit = networks["balanced"]
+    assert isinstance(misfit, Misfit) and "first output holds class scores" in str(misfit.error)
+    for name in ("ecmt", "differential"):
+        assert networks[name].thresholds == transpike.convert(model, x.split(4), name).thresholds
+
+
 def test_when_none_fits_each_reason_is_said() -> None:
     other = replace(MISFIT, patterns={"elsewhere:input": SiteChoice(levels=3)})
     with pytest.raises(PlanError, match=r"no recipe fits this model \(one: .*nowhere.*; two: .*elsewhere"):
@@ -182,12 +193,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     pytest.importorskip("matplotlib", reason="pictures are the extra 'plots'")
     monkeypatch.chdir(tmp_path)
     Path("bad.json").write_text(json.dumps(MISFIT.to_json()))
-    line = "compare digits --data digits --limit 40 --steps 2,1 --json r/c.json --report out --recipes "
+    monkeypatch.setattr("transpike.report.comparison.versions", lambda device: {"device": str(device)})
+    line = "compare digits --data digits --limit 40 --steps 2,1 --json r/c.json --report out --device cpu:0 --recipes "
     assert main((line + "ecmt,differential:levels=6,bad.json").split()) == 0
     out, err = capsys.readouterr()
     assert "bad.json does not fit: site pattern 'nowhere:input' matches no site" in err
     assert "differential:levels=6" in out and "Recipes that do not fit" in out
     document = json.loads(Path("r/c.json").read_text())
+    assert document["versions"] == {"device": "cpu:0"}
     assert json.loads(Path("out/comparison.json").read_text()) == document and Path("out/comparison.png").is_file()
     used, kept = document["calibration"]["data"]["indices"], document["data"]["indices"]
     assert not set(used) & set(kept) and len(used) == len(kept) == 20 == document["samples"]

@@ -188,6 +188,26 @@ def test_a_model_that_mixes_its_batch_keeps_it_whole() -> None:
     assert transpike.stop_early(snn, x[:1], steps=2, threshold=0.5).steps.shape == (1,)
 
 
+FIXED = """
+from torch import nn
+class Fixed(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x * len(list(x)) / len(x))
+def make():
+    return Fixed(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+"""
+
+
+def test_a_batch_of_one_size_has_no_spikes_by_sample(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fixed_net.py").write_text(FIXED)
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((16, 6), dtype=np.float32))
+    line = "eval fixed_net:make --data x.npz --steps 2 --batch-size 4 --recipe ecmt --early-exit 0.01 --json r.json"
+    assert main(line.split()) == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["early_exit"]["rows"]
+    assert rows and all(row["spikes_per_neuron"] is None and row["mean_steps"] >= 1 for row in rows)
+
+
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
 

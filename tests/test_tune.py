@@ -394,10 +394,12 @@ def test_the_command_writes_a_recipe_that_eval_and_convert_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(f"{FAST} --max-drop 20 --out my.json --json all.json --journal j".split()) == 0
+    monkeypatch.setattr("transpike.report.tuning.versions", lambda device: {"device": str(device)})
+    assert main(f"{FAST} --max-drop 20 --out my.json --json all.json --journal j --device cpu:0".split()) == 0
     out, err = capsys.readouterr()
     assert "Sensitivity of single sites" in out and "chosen" in out and "target reached: T = " in err
     recipe, everything = json.loads(Path("my.json").read_text()), json.loads(Path("all.json").read_text())
+    assert everything["versions"] == {"device": "cpu:0"}
     assert Recipe.from_json(recipe) == Recipe.from_json(everything["recipe"])
     assert everything["reached"] and len(recipe["tuned"]["indices"]) == 64
     for line in (

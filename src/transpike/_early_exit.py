@@ -136,7 +136,8 @@ def _keep_state(model: SpikingModel, state: dict[str, torch.Tensor], samples: in
 @dataclass(frozen=True)
 class ExitRow:
     """What one threshold gives. changed -- share of calibration samples that stop with another decision than after
-    step T; agreement -- share of evaluated samples that stop with the same; spikes_per_neuron until they stop."""
+    step T; agreement -- share of evaluated samples that stop with the same; spikes_per_neuron until they stop, None
+    where spikes are not counted by sample."""
 
     max_change: float | None
     threshold: float | None
@@ -144,7 +145,7 @@ class ExitRow:
     mean_steps: float
     accuracy: float | None
     agreement: float
-    spikes_per_neuron: float
+    spikes_per_neuron: float | None
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class EarlyExit:
         if row.accuracy is not None:
             low, high = interval(row.accuracy, self.labelled)
             accuracy, bounds = f"{100 * row.accuracy:.2f}", f"{100 * low:.1f} - {100 * high:.1f}"
-        spikes = f"{row.spikes_per_neuron:.2f}" if isfinite(row.spikes_per_neuron) else "-"
+        spikes = "-" if row.spikes_per_neuron is None else f"{row.spikes_per_neuron:.2f}"
         return (*name, f"{row.mean_steps:.2f}", accuracy, bounds, f"{100 * row.agreement:.2f}", spikes)
 
     def to_json(self) -> dict[str, Any]:
@@ -267,5 +268,6 @@ class ExitBook:
         for (share, threshold, changed), sums in zip([*self.rules, (None, None, 0.0)], self.sums, strict=True):
             mean, same, spikes = (float(sums[i]) / max(self.samples, 1) for i in (0, 2, 3))
             accuracy = float(sums[1]) / self.labelled if self.labelled else None
-            rows.append(ExitRow(share, threshold, changed, mean, accuracy, same, spikes / self.neurons))
+            fired = spikes / self.neurons if isfinite(spikes) else None
+            rows.append(ExitRow(share, threshold, changed, mean, accuracy, same, fired))
         return EarlyExit(self.steps, self.samples, self.labelled, self.calibration_samples, tuple(rows))

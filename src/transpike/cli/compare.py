@@ -99,7 +99,7 @@ def compare(
         )  # fmt: skip
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
     record = {"source": choice.to_json(), "data": part.record(), "calibration_data": few.record(), "seconds": seconds}
-    _present(result, failures, json, report, command=context.obj, seed=seed, **record)
+    _present(result, failures, json, report, command=context.obj, seed=seed, device=choice.device, **record)
 
 
 def _present(result: RecipeComparison, failures: Failures, json: str | None, report: str | None, **record: Any) -> None:

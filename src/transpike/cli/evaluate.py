@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,6 @@ from .console import Failures, progress, remark, show
 if TYPE_CHECKING:
     from .._early_exit import EarlyExit, ExitBook
     from .._evaluate import Evaluation
-    from ..energy import PriceTable
     from ..group import Group
     from ..pipeline import DataChoice, ModelChoice, Ready
     from ..recipes import Recipe
@@ -99,6 +99,7 @@ def evaluate(
 ) -> None:
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
     from .. import pipeline
+    from .. import report as reports
 
     _check(context, target, pipeline.is_saved(target), steps, mode, kernel, early_exit)
     options.check_precision(precision)
@@ -147,10 +148,24 @@ def evaluate(
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
     exits = None if book is None else book.result()
     if group.main:
-        _present(
-            ready, result, context.obj, seed, failures, seconds, json, report, spikes, sheet, table, exits, batch_size,
-            mode,
+        more = {"precision": _precision(ready, steps, batch_size, mode)}
+        more |= {} if exits is None else {"early_exit": exits.to_json()}
+        document = reports.document(
+            ready.network, result, command=context.obj, source=ready.source, data=ready.part.record(),
+            calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds, prices=table,
+            more=more,
         )  # fmt: skip
+        show(reports.accuracy_table(result))
+        if exits is not None:
+            show(exits.table())
+        if spikes:
+            show(result.tally.table())
+        show(result.energy.table())
+        if sheet:
+            show(ready.network.energy_sheet(result.tally, table))
+        if failures.items:
+            remark(f"{failures.count()} skipped as unreadable")
+        _write(document, result, json, report)
     if exits is not None and early_exit is not None and mode == "streaming":
         _stop(ready, exits, early_exit, batch_size)
 
@@ -167,16 +182,19 @@ def _fresh(
         return pipeline.ready_fresh(module, choice, recipe, asked, other, count=count, progress=advance, **how)
 
 
-def _measure_precision(ready: Ready, steps: int, batch_size: int, mode: str, document: dict[str, Any]) -> None:
+def _precision(ready: Ready, steps: int, batch_size: int, mode: str) -> dict[str, Any]:
+    """What was computed in and, unless that is float32, what it changes, which is said, too."""
     from .. import _speed
 
+    if ready.network.precision == "float32":
+        return {"used": "float32"}
     found = _speed.precision_on(ready.network, ready.part, steps=steps, batch_size=batch_size, mode=mode)
-    document["precision"] |= vars(found)
     remark(
         f"{ready.network.precision} against float32 on {found.samples} samples: "
         f"{100 * found.agreement:.2f} % of decisions the same, "
         f"outputs differ by up to {found.largest_difference:.3g} (of {found.largest_output:.3g})"
     )
+    return {"used": ready.network.precision, **vars(found)}
 
 
 def _exits(ready: Ready, share: float, steps: int, batch_size: int, mode: str, failures: Failures | None) -> ExitBook:
@@ -251,36 +269,14 @@ def _check(
         raise ConfigError(f"{target} is a model itself; leave {idle} out, or name a folder that convert wrote")
 
 
-def _present(
-    ready: Ready, result: Evaluation, command: list[str], seed: int, failures: Failures, seconds: dict[str, float],
-    json: str | None, report: str | None, spikes: bool, sheet: bool, prices: PriceTable | None,
-    exits: EarlyExit | None, batch_size: int, mode: str,
-) -> None:  # fmt: skip
+def _write(document: Mapping[str, Any], result: Evaluation, json: str | None, report: str | None) -> None:
     from pathlib import Path
 
-    from .. import report as reports
     from ..files import write_json
+    from ..report import write_report
 
-    document = reports.document(
-        ready.network, result, command=command, source=ready.source, data=ready.part.record(),
-        calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds, prices=prices,
-    )  # fmt: skip
-    show(reports.accuracy_table(result))
-    document["precision"] = {"used": ready.network.precision}
-    if ready.network.precision != "float32":
-        _measure_precision(ready, result.score.steps, batch_size, mode, document)
-    if exits is not None:
-        document["early_exit"] = exits.to_json()
-        show(exits.table())
-    if spikes:
-        show(result.tally.table())
-    show(result.energy.table())
-    if sheet:
-        show(ready.network.energy_sheet(result.tally, prices))
-    if failures.items:
-        remark(f"{failures.count()} skipped as unreadable")
     if json is not None:
         remark(f"wrote {write_json(Path(json), document)}")
     if report is not None:
-        for path in reports.write_report(Path(report), document, result):
+        for path in write_report(Path(report), document, result):
             remark(f"wrote {path}")

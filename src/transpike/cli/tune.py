@@ -104,7 +104,7 @@ def tune(
             batch_dim=batch_dim, journal=journal, progress=advance,
         )  # fmt: skip
     record = {"data": pipeline.Part(calibrating, data).record(), "command": context.obj}
-    _present(tuned, failures, out, json, source=source.to_json(), seed=seed, **record)
+    _present(tuned, failures, out, json, source=source.to_json(), seed=seed, device=source.device, **record)
     if not tuned.reached:
         raise typer.Exit(NOT_REACHED)
 

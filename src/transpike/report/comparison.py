@@ -105,7 +105,7 @@ def comparison_document(
     seed: int | None = None,
     failed: Sequence[Mapping[str, Any]] = (),
     seconds: Mapping[str, float] | None = None,
-    device: torch.device | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """The comparison and everything needed to repeat it, as JSON values; shares are in 0..1, `error` says why not."""
     score = comparison.score
@@ -125,7 +125,7 @@ def comparison_document(
         "data": data,
         "failed": {"count": len(failed), "items": failed},
         "command": command,
-        "versions": versions(device or torch.device("cpu")),
+        "versions": versions(torch.device(device)),
         "seed": seed,
         "seconds": seconds,
     }

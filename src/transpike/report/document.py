@@ -33,11 +33,13 @@ def document(
     failed: Sequence[Mapping[str, Any]] = (),
     seconds: Mapping[str, float] | None = None,
     prices: PriceTable | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report as JSON values: shares in 0..1, drop in percentage points, lists by step (index 0 is t = 1).
 
     Arguments: source, data, calibration_data -- what names the weights and the samples; failed -- items that could not
-    be used, each with its error; seconds -- wall-clock time by stage; prices -- of the energy sheet.
+    be used, each with its error; seconds -- wall-clock time by stage; prices -- of the energy sheet; more -- further
+    entries.
     Returns: null for what was not measured and for what is not a finite number.
     Raises: ConfigError naming a value that JSON cannot hold.
     """
@@ -67,6 +69,7 @@ def document(
         "versions": versions(model.device),
         "seed": seed,
         "seconds": seconds,
+        **(more or {}),
     }
     return _plain(content, "report")
 

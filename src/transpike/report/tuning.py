@@ -141,7 +141,7 @@ def tuning_document(
     data: Mapping[str, Any] | None = None,
     seed: int | None = None,
     failed: Sequence[Mapping[str, Any]] = (),
-    device: torch.device | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON values; lists by step have index 0 for t = 1."""
     content = {
@@ -165,7 +165,7 @@ def tuning_document(
         "source": source,
         "failed": {"count": len(failed), "items": failed},
         "command": command,
-        "versions": versions(device or torch.device("cpu")),
+        "versions": versions(torch.device(device)),
         "seed": seed,
     }
     return _plain(content, "tuning")
