@@ -163,16 +163,20 @@ def test_where_the_batch_is_changes_nothing(line: str, numbers: tuple[str, ...],
     assert one == other
 
 
-def test_a_saved_network_knows_where_its_batch_is(say: Say, place: Path) -> None:
+def test_a_saved_network_knows_where_its_batch_is(say: Say, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = (
         "convert mine:tokens_first --calibration tokens.npz --samples 3 --batch-dim 1 --recipe ecmt --out net --quiet"
     )
     assert say(line)[0] == 0
+    opened, open_samples = [], DataChoice.open
+    monkeypatch.setattr(DataChoice, "open", lambda self, *more: opened.append(self) or open_samples(self, *more))
     for command in ("eval", "layers"):
         line = f"{command} net --model mine:tokens_first --data tokens.npz --steps 2 --json {command}.json"
         assert say(line)[0] == 0
     report = read(place / "eval.json")
-    assert report["samples"] == report["labelled"] == 7 and read(place / "layers.json")["samples"] == 7
+    layers = read(place / "layers.json")
+    assert report["samples"] == report["labelled"] == 7 == layers["samples"] and len(opened) == 2
+    assert layers["command"] == ["transpike", *line.split()]
 
 
 def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on(say: Say, place: Path) -> None:

@@ -147,6 +147,10 @@ OUTPUTS = {
     "convert digits --calibration digits --out data.npz": "--out 'data.npz': it is a file",
     "convert digits --calibration digits --out data.npz/net": "data.npz is a file",
     "demo --out data.npz": "it is a file",
+    "layers net --data data.npz --json images": "--json 'images': it is a folder",
+    "layers net --data data.npz --report data.npz": "--report 'data.npz': it is a file",
+    "layers net --data data.npz --report out --json out/layers.json": "--json and --report name the same file",
+    "compare digits --data digits --report out --json out/comparison.json": "--json and --report name the same file",
 }
 
 

@@ -224,7 +224,7 @@ class Ready:
     source: Mapping[str, Any]
     calibration: Mapping[str, Any]
     remark: str
-    few: Part | None = None  # samples that calibrate, where they are at hand
+    few: Part | None = None  # samples that calibrated it or, where others are named, those; None: not at hand
 
 
 def ready_saved(
@@ -236,16 +236,19 @@ def ready_saved(
     count: int = 256,
     every: int | None = None,
     device: str = "cpu",
+    again: bool = False,
 ) -> Ready:
     """A saved network, evaluated on what did not calibrate it. `model` builds the source where only its owner can;
-    `calibration`: samples of which some set what is still to be set."""
+    `calibration`: samples of which some set what is still to be set; `again`: else those that calibrated it do."""
     network = load(target, model=None if model is None else model.load()).to(device)
     saved = read_config(Path(target))
     whole = Part(data.open(network.source_module, saved), data.spec)
     part, remark = without_calibration(whole, saved["calibration"])
     part, remark = without_tuning(part, saved["calibration"].get("tuned", ()), remark)
-    few = calibrated_on(replace(data, limit=None).open(network.source_module, saved), saved["calibration"])
-    if calibration is not None:
+    few = None
+    if calibration is None and again:
+        few = calibrated_on(whole.whole, saved["calibration"])
+    elif calibration is not None:
         other = Part(calibration.open(network.source_module, saved), calibration.spec)
         few, part, more = separate(part, other, count=count, every=every, seed=data.seed)
         remark = "; ".join(filter(None, (remark, more)))

@@ -64,6 +64,7 @@ def compare(
     options.check_mode(mode)
     options.check_file("--json", json)
     options.check_folder("--report", report)
+    options.check_apart(json=json, report=None if report is None else f"{report}/comparison.json")
     wanted = options.chosen_recipes(
         recipes, first_layer=first_layer, head=head, analog=tuple(analog or ()), allow_unknown=allow_unknown
     )

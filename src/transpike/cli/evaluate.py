@@ -118,7 +118,9 @@ def evaluate(
         other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
     if pipeline.is_saved(target):
         owner = pipeline.ModelChoice(model, options=options.key_values(option)) if model else None
-        ready = pipeline.ready_saved(target, owner, asked, other, count=samples, every=every, device=device)
+        ready = pipeline.ready_saved(
+            target, owner, asked, other, count=samples, every=every, device=device, again=early_exit is not None
+        )
     else:
         chosen = options.chosen_recipe(
             recipe, set, levels=levels, percentile=percentile, first_layer=first_layer, head=head,

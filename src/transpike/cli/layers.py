@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def layers(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="DIR", help="A folder written by convert.")],
     data: Annotated[
         str, typer.Option(help="Samples: an image folder, .tar, .npz, CIFAR folder, datasets:NAME, or digits.")
@@ -35,6 +35,7 @@ def layers(
     option: options.ModelOption = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
     split: options.Split = "test",
     input_size: options.InputSize = None,
     mean: options.Mean = None,
@@ -56,10 +57,13 @@ def layers(
     for name, value in {"steps": steps, "worst": worst}.items():
         if value < 1:
             raise ConfigError(f"--{name} must be at least 1, not {value}")
+    options.check_file("--json", json)
+    options.check_folder("--report", report)
+    options.check_apart(json=json, report=None if report is None else f"{report}/layers.json")
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    asked = pipeline.DataChoice(data, "auto", split, limit, seed, max_length, preprocess)
+    asked = pipeline.DataChoice(data, "auto", split, limit, seed, max_length, preprocess, options.named(context))
     owner = pipeline.ModelChoice(model, options=options.key_values(option)) if model else None
-    ready = pipeline.ready_saved(target, owner, asked)
+    ready = pipeline.ready_saved(target, owner, asked, device=options.device(device))
     if ready.remark:
         remark(ready.remark)
     failures, counted = Failures(), LevelCounts(steps) if levels else None
@@ -73,10 +77,10 @@ def layers(
     if counted is not None:
         show(counted.table())
     if failures.items:
-        remark(f"{len(failures.items)} samples could not be read and were skipped")
+        remark(f"{failures.count()} skipped as unreadable")
     document = layers_document(
-        ready.network, view, source=ready.source, data=ready.part.record(), failed=failures.items, command=sys.argv,
-        seed=seed, levels=counted,
+        ready.network, view, source=ready.source, data=ready.part.record(), failed=failures.items,
+        command=context.obj, seed=seed, levels=counted,
     )  # fmt: skip
     if json is not None:
         remark(f"wrote {write_json(Path(json), document)}")
