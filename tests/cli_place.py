@@ -43,6 +43,14 @@ class Tokens(nn.Module):
     def forward(self, x):
         x = self.second(self.first(x).relu())
         return self.third((x - x.mean(self.axis, keepdim=True)).relu())
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.first, self.last = nn.Embedding(7, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+    def forward(self, input_ids):
+        return self.last(self.first(self.table(input_ids.view(-1, 5))).relu().mean(1))
+def words():
+    return Words().eval()
 def tokens_first():
     return Tokens(0).eval()
 def batch_first():
@@ -72,6 +80,9 @@ def furnish(folder: Path) -> None:
     for name, value in {"nan": np.nan, "inf": np.inf}.items():
         np.savez(folder / f"{name}.npz", x=np.full((4, 1, 6, 6), value, np.float32), y=labels[:4])
     np.savez(folder / "tokens.npz", x=random.random((10, 4, 5), dtype=np.float32), y=random.integers(0, 3, (10, 4)))
+    ids = random.integers(0, 7, (8, 5))
+    np.savez(folder / "ids.npz", x=ids)
+    np.savez(folder / "beyond.npz", x=np.where(np.arange(8)[:, None] == 6, 9, ids))
     np.savez(folder / "one.npz", x=images[:1], y=labels[:1])
     (folder / "junk.npz").write_bytes(b"junk")
     (folder / "empty").mkdir()

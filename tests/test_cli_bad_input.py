@@ -138,6 +138,8 @@ DATA = {
     "eval mine:make --data nan.npz --calibration other.npz": "nan.npz[0]: input holds NaN",
     f"{MINE.replace('other', 'nan')}": "nan.npz[0]: input holds NaN",
     "eval mine:make --data inf.npz": "NaN or infinity",
+    "convert mine:words --calibration beyond.npz --batch-size 4 --out x": "sample 2 of the batch holds the id 9",
+    "compare mine:words --data beyond.npz --calibration ids.npz --batch-size 8": "model's table has 7 rows (0..6)",
 }
 OUTPUTS = {
     f"{DIGITS} --json .": "--json '.': it is a folder",
@@ -238,6 +240,11 @@ def test_a_saved_network_and_options_that_do_not_fit_it(
         " --model mine:make --data other.npz": "every sample of other.npz was used to calibrate",
     }.items():
         assert expected in refusal(f"eval {net} --data data.npz{more}", capsys)
+    line = f"convert mine:words --calibration ids.npz --recipe ecmt --out {tmp_path / 'words'} --quiet"
+    assert main(line.split()) == 0 and capsys.readouterr().out.endswith("words\n")
+    for command in ("eval", "layers", "literal"):
+        line = f"{command} {tmp_path / 'words'} --model mine:words --data beyond.npz --limit 8"
+        assert "of sample 6 of the batch holds the id 9" in refusal(line, capsys)
     (net / "model.safetensors").write_bytes((net / "model.safetensors").read_bytes()[:-8])
     assert "model.safetensors" in refusal(f"eval {net} --data data.npz --model mine:make", capsys)
 

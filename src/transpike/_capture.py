@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ import torch.utils._pytree as pytree
 
 from ._normalise import locate_batch, module_path, normalise
 from .errors import CaptureError, DataError
+from .ops.shape import KEEPS_ALL
 
 PRIMARY_OUTPUTS = ("logits", "prediction_logits", "start_logits", "image_embeds", "last_hidden_state")
 
@@ -78,10 +81,17 @@ class Captured:
         cast = (replace(spec, dtype=dtype) if spec.dtype.is_floating_point else spec for spec in self.inputs)
         return replace(self, inputs=tuple(cast))
 
+    @cached_property
+    def table_rows(self) -> tuple[int | None, ...]:
+        """Of each input, how many rows the table has that it picks from, such as the vocabulary; None of others."""
+        placeholders = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        sizes = [[attrgetter(table)(self.graph).shape[0] for table in _tables(node)] for node in placeholders]
+        return tuple(min(found, default=None) for found in sizes)
+
     def flatten(self, inputs: Any) -> tuple[torch.Tensor, ...]:
         """The tensors of a call, checked against what was captured; floating ones are cast to the model's dtype.
 
-        Raises DataError on any difference in structure, shape or kind of number.
+        Raises DataError on any difference in structure, shape or kind of number, and for ids that a table lacks.
         """
         leaves, structure = _leaves(inputs)
         if structure != self.structure:
@@ -90,7 +100,7 @@ class Captured:
                 " pass the same tensors under the same names (labels are not model inputs)"
             )
         batch = None
-        for spec, leaf in zip(self.inputs, leaves, strict=True):
+        for spec, leaf, rows in zip(self.inputs, leaves, self.table_rows, strict=True):
             axis = spec.batch_axis
             said = spec.name if spec.name.startswith("input ") else f"input {spec.name}"
             expected = tuple(spec.shape)
@@ -100,6 +110,13 @@ class Captured:
                 raise DataError(f"{said} has shape {tuple(leaf.shape)}, but the model takes ({wanted})")
             if leaf.dtype.is_floating_point != spec.dtype.is_floating_point:
                 raise DataError(f"{said} is {leaf.dtype}, but the model takes {spec.dtype}")
+            if rows is not None and len(wrong := ((leaf < 0) | (leaf >= rows)).nonzero()):
+                first = tuple(wrong[0].tolist())
+                where = "" if axis is None else f" of sample {first[axis]} of the batch"
+                raise DataError(
+                    f"{said}{where} holds the id {int(leaf[first])}, but the model's table has {rows} rows "
+                    f"(0..{rows - 1}); check that tokenizer and model belong together"
+                )
             if axis is not None:
                 batch = leaf.shape[axis] if batch is None else batch
                 if leaf.shape[axis] != batch or batch == 0:
@@ -107,6 +124,15 @@ class Captured:
         if not self.free_batch and batch is not None and batch != self.batch_size:
             raise DataError(f"this model was captured for a batch of {self.batch_size} only, but got {batch}")
         return tuple(_cast(leaf, spec.dtype) for leaf, spec in zip(leaves, self.inputs, strict=True))
+
+
+def _tables(node: torch.fx.Node) -> Iterator[str]:
+    """The tables, by name, from which `node` picks rows as it is or rearranged."""
+    for user in node.users:
+        if user.target is torch.ops.aten.embedding.default and user.args[1] is node and user.args[0].op == "get_attr":
+            yield user.args[0].target
+        elif user.target in KEEPS_ALL:
+            yield from _tables(user)
 
 
 def _leaves(inputs: Any) -> tuple[tuple[torch.Tensor, ...], Structure]:
