@@ -90,9 +90,13 @@ def test_one_source_for_both_is_split_and_the_split_recorded(say: Say, place: Pa
 
 
 def test_every_kth_sample_of_another_source_calibrates(say: Say, place: Path) -> None:
-    code, _, err = say("eval mine:make --data data.npz --calibration other.npz --every 5 --steps 1 --json r.json")
-    assert code == 0 and "share" not in err
-    assert read(place / "r.json")["calibration"]["data"]["indices"] == [0, 5, 10, 15, 20]
+    for every, used in {5: [0, 5, 10, 15, 20], 1: list(range(24))}.items():
+        line = f"eval mine:make --data data.npz --calibration other.npz --every {every} --steps 1 --json r.json"
+        code, _, err = say(line)
+        assert code == 0 and "share" not in err
+        assert read(place / "r.json")["calibration"]["data"]["indices"] == used
+    assert say("convert mine:make --calibration other.npz --every 1 --out net --quiet")[0] == 0
+    assert read(place / "net/config.json")["calibration"]["samples"] == 24
 
 
 def test_samples_that_calibrated_a_saved_network_are_left_out(say: Say, place: Path) -> None:

@@ -120,6 +120,8 @@ VALUES = {
     f"{MINE} --max-length 4": "--max-length would change nothing about data.npz",
     "compare mine:make --data images --split test": "--split would change nothing about images",
     "convert mine:make --calibration images --out x --max-length 4": "--max-length would change nothing about images",
+    "tune digits --data digits --out best": "name --out best.json",
+    "convert digits --calibration digits --out x --every 0": "every=0",
     "tune mine:make --data data.npz --split val": "--split would change nothing about data.npz",
     "eval torch.nn:Identity --data images --crop-pct 0.9": "add --input-size C,H,W",
 }
@@ -250,11 +252,13 @@ def test_a_saved_network_and_options_that_do_not_fit_it(
 
 
 def test_out_of_memory(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def too_much(self: object) -> None:
+    def too_much(*inputs: object) -> None:
         raise MemoryError("Unable to allocate 745. GiB")
 
-    monkeypatch.setattr("transpike.pipeline.ModelChoice.load", too_much)
-    assert "745. GiB); lower --batch-size" in refusal("demo --out nowhere", capsys)
+    for where in ("transpike.zoo.digits.DigitsViT.forward", "transpike.pipeline.ModelChoice.load"):
+        monkeypatch.setattr(where, too_much)
+        assert "error: out of memory (" in (said := refusal(f"{DIGITS} --limit 8", capsys))
+        assert "745. GiB); lower --batch-size" in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")

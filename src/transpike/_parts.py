@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .data import Samples, Subset, split, take
-from .errors import DataError
+from .errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ def _indices(samples: Samples) -> list[int] | None:
     return list(samples.indices) if outer is None else [outer[i] for i in samples.indices]
 
 
+def drawn(samples: Samples, *, count: int, every: int | None, seed: int) -> Subset:
+    """Samples that calibrate: every k-th or, where that is not asked, `count` random ones at most."""
+    if every is None:
+        return take(samples, count, seed=seed)
+    if every < 1:
+        raise ConfigError(f"every={every} is not a stride; give 1 or more")
+    return Subset(samples, tuple(range(0, len(samples), every)))
+
+
 def separate(
     data: Part, calibration: Part | None, *, count: int, every: int | None, seed: int
 ) -> tuple[Part, Part, str]:
@@ -50,9 +59,7 @@ def separate(
     One source serving both is split: every k-th sample, or `count` random ones, calibrate.
     """
     if calibration is not None and not _same(calibration.samples, data.samples):
-        others = calibration.samples
-        few = take(others, count, seed=seed) if every is None else split(others, every=every)[0]
-        return Part(few, calibration.spec), data, ""
+        return Part(drawn(calibration.samples, count=count, every=every, seed=seed), calibration.spec), data, ""
     if len(data.samples) < 2:
         raise DataError(f"{data.spec} has 1 sample here, which cannot both calibrate and be evaluated; give more")
     half = min(count, max(1, len(data.samples) // 2))

@@ -64,3 +64,9 @@ class MissingExtra(TranspikeError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}, which is not installed; run: pip install 'transpike[{extra}]'")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python or of PyTorch, which on a CPU says so in words only."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)

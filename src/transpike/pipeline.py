@@ -19,11 +19,11 @@ from ._convert import convert
 from ._evaluate import Evaluation, Numbered, Watch, evaluate_numbered
 from ._load import load
 from ._model import SpikingModel
-from ._parts import Part, calibrated_on, separate, without_calibration, without_tuning
+from ._parts import Part, calibrated_on, drawn, separate, without_calibration, without_tuning
 from .codecs.bundle import CONFIG, FORMAT, read_config
 from .data import Batch, loader, windows
 from .energy import PriceTable, paper_account
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, is_out_of_memory
 from .group import ALONE, Group
 from .neurons import choose
 from .recipes import Recipe
@@ -83,6 +83,8 @@ def try_model(model: torch.nn.Module, inputs: Any, *, where: str) -> None:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as error:  # whatever a forward of theirs raises
+        if is_out_of_memory(error):
+            raise
         shapes = " and ".join(dict.fromkeys(f"[{', '.join(map(str, leaf.shape))}]" for leaf in leaves))
         raise DataError(
             f"{type(model).__name__} does not run on {where} in batches of shape {shapes} ({reason(error)}); "
@@ -294,6 +296,7 @@ __all__ = [
     "batch_at",
     "convert_each_on",
     "convert_on",
+    "drawn",
     "evaluate_each_on",
     "evaluate_on",
     "inputs_of",

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ..errors import ConfigError, ProcessError, TranspikeError
+from ..errors import ConfigError, ProcessError, TranspikeError, is_out_of_memory
 from ..group import ALONE, join, leave
 from . import compare, convert, demo, evaluate, export, inspect, layers, literal, tune
 from .console import no_logs, remark, silence
@@ -123,11 +123,6 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Of PyTorch: on a CPU it says so in words only."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 1 done but the target of `tune` not reached, 2 wrong input or use (one
     sentence says what), 130 interrupted."""
@@ -142,8 +137,6 @@ def main(arguments: list[str] | None = None) -> int:
         code = error.exit_code
     except UsageError as error:
         code = _misused(error)
-    except MemoryError as error:
-        code = _refuse(f"out of memory ({error}); lower --batch-size, or --steps")
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         _close_output()
         code = 1
@@ -151,8 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = _refuse(f"cannot read or write {error.filename or 'the output'}: {error.strerror or error}")
         _close_output()
     except (typer.Abort, KeyboardInterrupt, Exception) as error:
-        if _out_of_memory(error):
-            code = _refuse(f"out of memory ({str(error).splitlines()[0]}); lower --batch-size, or --steps")
+        if is_out_of_memory(error):
+            code = _refuse(f"out of memory ({str(error).partition(chr(10))[0]}); lower --batch-size, or --steps")
         elif not _interrupted(error):
             raise
         else:

@@ -46,9 +46,7 @@ def convert(
     quiet: options.Quiet = False,
 ) -> None:
     """Convert MODEL without training and save it; it loads again without the calibration data."""
-    from ..data import split as split_samples
-    from ..data import take
-    from ..pipeline import DataChoice, ModelChoice, Part, convert_on
+    from ..pipeline import DataChoice, ModelChoice, Part, convert_on, drawn
 
     options.check_folder("--out", out)
     chosen = options.chosen_recipe(
@@ -61,8 +59,7 @@ def convert(
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
     choice = DataChoice(calibration, "none", split, None, seed, max_length, preprocess, options.named(context))
-    everything = choice.open(module)
-    few = split_samples(everything, every=every)[0] if every is not None else take(everything, samples, seed=seed)
+    few = drawn(choice.open(module), count=samples, every=every, seed=seed)
     part, failures, group = Part(few, calibration), Failures(), join()
     with progress("calibrating", len(few)) as advance:
         network = convert_on(

@@ -72,13 +72,15 @@ def tune(
     from .._tune import Target
     from .._tune import tune as search
     from ..data import split as split_samples
-    from ..data import take
+    from ..errors import ConfigError
 
     target = Target(0.5 if max_drop is None and max_energy is None else max_drop, max_energy)
     asked = options.whole_numbers(steps, "--steps")
     for name, path in {"--out": out, "--journal": journal, "--json": json}.items():
         options.check_file(name, path)
     options.check_apart(out=out, journal=journal, json=json)
+    if out is not None and not out.endswith(".json"):
+        raise ConfigError(f"--recipe takes files that end in .json; name --out {out}.json")
     chosen = options.chosen_recipe(
         recipe, set, first_layer=first_layer, head=head, analog=tuple(analog or ()), allow_unknown=allow_unknown
     )
@@ -88,10 +90,7 @@ def tune(
     if source.random_weights:
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")
     known = pipeline.DataChoice(data, "none", split, None, seed, max_length, preprocess, options.named(context))
-    everything = known.open(module)
-    calibrating = (
-        split_samples(everything, every=every)[0] if every is not None else take(everything, samples, seed=seed)
-    )
+    calibrating = pipeline.drawn(known.open(module), count=samples, every=every, seed=seed)
     first, second = split_samples(calibrating, calibration=len(calibrating) // 2, seed=seed)
     failures = Failures()
     with stages() as advance:
