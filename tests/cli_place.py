@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,8 @@ def furnish(folder: Path) -> None:
     (folder / "junk.npz").write_bytes(b"junk")
     (folder / "empty").mkdir()
     pictures(folder / "images", 6)
+    with tarfile.open(folder / "images.tar", "w") as archive:
+        archive.add(folder / "images", "images")
 
 
 def pictures(folder: Path, size: int, count: int = 3) -> None:

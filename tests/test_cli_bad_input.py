@@ -119,6 +119,7 @@ VALUES = {
     f"{MINE} --split val": "--split would change nothing about data.npz",
     f"{MINE} --max-length 4": "--max-length would change nothing about data.npz",
     "compare mine:make --data images --split test": "--split would change nothing about images",
+    "compare mine:make --data images.tar --split test": "--split would change nothing about images.tar",
     "convert mine:make --calibration images --out x --max-length 4": "--max-length would change nothing about images",
     "tune digits --data digits --out best": "name --out best.json",
     "convert digits --calibration digits --out x --every 0": "every=0",

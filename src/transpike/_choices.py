@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,11 +108,19 @@ def _unread(data: DataChoice, samples: Samples) -> set[str]:
     """Options that say nothing about data like these."""
     whole = Part(samples, data.spec).whole
     files, text = isinstance(whole, EncodedImages), getattr(whole, "tokenizer", None) is not None
+    unsplit = "split" in data.named and not _has_splits(data.spec)
     images = isinstance(getattr(whole, "preprocess", getattr(whole, "read", None)), Preprocess)
-    whole_folder = Path(data.spec).is_dir() and not (Path(data.spec) / data.split).is_dir()
-    unsplit = files and whole_folder or data.spec.lower().endswith(".npz")
     idle = {"labels": not files, "max_length": not text, "split": unsplit, **dict.fromkeys(PREPROCESSING, not images)}
     return {name for name, holds in idle.items() if holds}
+
+
+def _has_splits(spec: str) -> bool:
+    """Whether data that can be opened refuse a split that none has."""
+    try:
+        open_data(spec, labels="none", split="")
+    except DataError:
+        return True
+    return False
 
 
 def _tokenizer(model: torch.nn.Module, saved: Mapping[str, Any] | None) -> Any:

@@ -14,9 +14,8 @@ from ..files import write_json
 from ..measure import interval
 from ..table import Table, shorten
 from .comparison_picture import comparison_picture
-from .document import _plain
 from .machine import versions
-from .tables import _percent, _range
+from .values import json_value, percent, percent_interval
 
 FORMAT = "transpike-comparison"
 FORMAT_VERSION = 1
@@ -51,8 +50,8 @@ def _row(outcome: Outcome, t: int) -> tuple[str, ...]:
     found = point(outcome, t)
     score = outcome.evaluation.score  # type: ignore[union-attr]
     accuracy = found["accuracy"]
-    judged = () if accuracy is None else (_percent(accuracy), _range(accuracy, score.labelled))
-    agreement = (_percent(found["agreement"]), _range(found["agreement"], score.samples))
+    judged = () if accuracy is None else (percent(accuracy), percent_interval(accuracy, score.labelled))
+    agreement = (percent(found["agreement"]), percent_interval(found["agreement"], score.samples))
     spikes = (f"{found['spikes_per_neuron']:.2f}", f"{found['spikes_per_synapse']:.2f}")
     bound = {name: "<=" if found["at_most"] and name != "paper" else "" for name in ACCOUNTS}
     ratios = (f"{bound[name]}{x:.3f}" if isfinite(x) else "-" for name, x in found["energy"].items())
@@ -82,8 +81,8 @@ def _notes(comparison: RecipeComparison) -> tuple[str, ...]:
     score, sheets = comparison.score, [outcome.sheet for outcome in comparison.fitting]
     source = f"{score.samples:,} samples"
     if score.source_accuracy is not None:
-        bounds = _range(score.source_accuracy, score.labelled)
-        source = f"source model: {_percent(score.source_accuracy)} % ({bounds}) on {score.labelled:,} samples"
+        bounds = percent_interval(score.source_accuracy, score.labelled)
+        source = f"source model: {percent(score.source_accuracy)} % ({bounds}) on {score.labelled:,} samples"
     energy = (
         "energy per sample as ratio to the source in FP32, cumulative as the spikes: paper counts accumulates of the "
         "layers that spike; compute counts every operator; memory also counts what is moved"
@@ -129,7 +128,7 @@ def comparison_document(
         "seed": seed,
         "seconds": seconds,
     }
-    return _plain(content, "comparison")
+    return json_value(content, "comparison")
 
 
 def _entry(outcome: Outcome, steps: tuple[int, ...]) -> dict[str, Any]:

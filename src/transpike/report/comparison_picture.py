@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..table import shorten
-from .pictures import BLUE, DPI, VERMILION, _plain_style, _save
+from .drawing import BLUE, VERMILION, new_figure, plain_style, save_picture
 
 WIDTH, HEIGHT = 11.0, 6.6  # inches
 # Okabe and Ito's palette without yellow, which is too pale for lines on white; markers and dashes say the same again.
@@ -34,8 +34,8 @@ def comparison_picture(document: Mapping[str, Any], path: Path) -> Path:
     """
     labelled = document["source"]["accuracy"] is not None
     fitting = [entry for entry in document["recipes"] if entry["points"]]
-    with _plain_style():
-        figure = _figure()
+    with plain_style():
+        figure = new_figure(WIDTH, HEIGHT)
         grid = figure.subplots(2, 3, sharey=True).flatten()
         for index, (axes, (name, value)) in enumerate(zip(grid, PANELS, strict=False)):
             for number, entry in enumerate(fitting):
@@ -48,16 +48,7 @@ def comparison_picture(document: Mapping[str, Any], path: Path) -> Path:
         grid[5].legend(*grid[2].get_legend_handles_labels(), loc="center", frameon=False, fontsize=9, handlelength=3.2)
         samples = document["samples"]
         figure.suptitle(f"Recipes on the same {samples:,} samples; bars: 95 % intervals", fontsize=11)
-        return _save(figure, path)
-
-
-def _figure() -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+        return save_picture(figure, path)
 
 
 def _line(axes: Any, entry: Mapping[str, Any], number: int, value: Any, quantity: str) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from .._evaluate import Evaluation
 from .._model import SpikingModel
 from .._plan import Plan
 from ..energy import PriceTable
-from ..errors import ConfigError
 from ..measure import Agreement, Tally, interval
 from .machine import versions
+from .values import json_value
 
 FORMAT = "transpike-report"
 FORMAT_VERSION = 1
@@ -71,7 +67,7 @@ def document(
         "seconds": seconds,
         **(more or {}),
     }
-    return _plain(content, "report")
+    return json_value(content, "report")
 
 
 def _source_score(score: Agreement) -> dict[str, Any]:
@@ -116,21 +112,3 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "analog": [{"layer": layer.name, "reason": layer.reason} for layer in plan.layers if not layer.spiking],
         "unknown": [{"op": item.op, "module": item.module, "node": item.node} for item in plan.unknown],
     }
-
-
-def _plain(value: Any, where: str) -> Any:
-    """The same value of JSON types only; `where` names it in an error."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist(), where)
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float):
-        return float(value) if isfinite(value) else None
-    if isinstance(value, (str, Path)):  # a file name may hold bytes that are not UTF-8, as lone surrogates
-        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    kind = type(value).__name__
-    raise ConfigError(f"{where} is a {kind}, which JSON cannot hold; pass text, numbers, lists or mappings")

@@ -8,7 +8,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from .pictures import BLUE, VERMILION, _figure, _plain_style, _save, _ticks
+from .drawing import BLUE, VERMILION, new_figure, plain_style, save_picture, step_ticks
+from .pictures import WIDTH
 
 GREEN = "#009E73"
 # account: (colour, marker, line style); "shared reads" is the lower bound of "with memory"
@@ -30,13 +31,13 @@ def energy_picture(sheet: Mapping[str, Any], path: Path) -> Path:
     Arguments: sheet -- `EnergySheet.to_json()`, or "energy_sheet" of a report.json.
     Raises: MissingExtra without matplotlib.
     """
-    with _plain_style():
-        return _save(energy_figure(sheet), path)
+    with plain_style():
+        return save_picture(energy_figure(sheet), path)
 
 
 def energy_figure(sheet: Mapping[str, Any]) -> Any:
     """The figure of `energy_picture`."""
-    figure = _figure(7.2)
+    figure = new_figure(WIDTH, 7.2)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for account in LINES:
         ratio = next(c["ratio"] for c in sheet["comparisons"] if (c["opponent"], c["account"]) == ("FP32", account))
@@ -51,7 +52,7 @@ def energy_figure(sheet: Mapping[str, Any]) -> Any:
     lower.set_ylabel("spikes of one inference so far")
     lower.set_title("Break-even points of the literature: below, spikes win", fontsize=11, loc="left")
     lower.set_xlabel("step t")
-    lower.set_xticks(_ticks(sheet["steps"]))
+    lower.set_xticks(step_ticks(sheet["steps"]))
     _finish(upper, [(1.0, "break-even: as much as the source", "black")])
     _finish(lower, bounds)
     return figure

@@ -10,10 +10,10 @@ from .._levels import LevelCounts
 from .._model import SpikingModel
 from ..files import write_json
 from ..measure.fidelity import LayerView
-from .document import _plain
 from .layers_picture import layers_picture
 from .levels_picture import levels_picture
 from .machine import versions
+from .values import json_value
 
 
 def layers_document(
@@ -41,7 +41,7 @@ def layers_document(
         "versions": versions(model.device),
         "seed": seed,
     }
-    return _plain(content, "layers")
+    return json_value(content, "layers")
 
 
 def write_layers(

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import write_atomically
 from ..measure.fidelity import LIMIT_DB, LayerView, SiteReport
-from .pictures import BLUE, DPI, VERMILION, _end_of, _plain_style, _ticks
+from .drawing import BLUE, VERMILION, end_of_name, new_figure, plain_style, save_picture, step_ticks
 
 WIDTH, ROW, FRAME = 10.0, 0.165, 2.2  # inches
 NAMED_SITES = 120  # up to here every row is tall enough for its name
@@ -30,8 +29,8 @@ def layers_picture(view: LayerView, path: Path) -> Path:
     if not view.sites:
         raise ConfigError("there is no site to draw; convert with at least one layer that spikes")
     rows = ROW * max(min(len(view.sites), NAMED_SITES), 6)
-    with _plain_style():
-        figure = _figure(rows + FRAME)
+    with plain_style():
+        figure = new_figure(WIDTH, rows + FRAME)
         grid = figure.add_gridspec(2, 4, width_ratios=(5, 0.75, 1.5, 1.5), height_ratios=(rows, 0.13))
         heat = figure.add_subplot(grid[0, 0])
         own, saturated, dead = (figure.add_subplot(grid[0, i], sharey=heat) for i in (1, 2, 3))
@@ -47,16 +46,7 @@ def layers_picture(view: LayerView, path: Path) -> Path:
             f"Signal to quantisation noise by site and step, {view.samples:,} samples; red: those that add most alone",
             fontsize=11,
         )
-        return write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
-
-
-def _figure(height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+        return save_picture(figure, path)
 
 
 def _scale(view: LayerView) -> tuple[float, float]:
@@ -108,7 +98,7 @@ def _bars(axes: Any, title: str, series: list[tuple[list[float], str, str]]) -> 
 
 def _name_axes(heat: Any, own: Any, view: LayerView) -> None:
     rows = named_rows(view)
-    names = [_end_of(view.sites[row].name) for row in rows]
+    names = [end_of_name(view.sites[row].name) for row in rows]
     heat.set_yticks(rows, names, fontsize=7, parse_math=False)
     if len(rows) < len(view.sites):
         heat.set_ylabel(f"site ({len(view.sites)} in all, {len(rows)} named)")
@@ -116,7 +106,7 @@ def _name_axes(heat: Any, own: Any, view: LayerView) -> None:
     for row, label in zip(rows, heat.get_yticklabels(), strict=True):
         if view.sites[row].name in worst:
             label.set(color=VERMILION, weight="bold")
-    heat.set_xticks(_ticks(view.steps))
+    heat.set_xticks(step_ticks(view.steps))
     heat.set_title("against the source activation", fontsize=8)
     heat.set_xlabel("step t", fontsize=8)
     own.set_title("alone", fontsize=8)

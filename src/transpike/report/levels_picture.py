@@ -10,9 +10,8 @@ import numpy as np
 
 from .._levels import LevelCounts
 from ..errors import ConfigError
-from ..files import write_atomically
-from .layers_picture import FRAME, NAMED_SITES, ROW, WRITTEN_STEPS, _figure
-from .pictures import _end_of, _plain_style
+from .drawing import end_of_name, new_figure, plain_style, save_picture
+from .layers_picture import FRAME, NAMED_SITES, ROW, WIDTH, WRITTEN_STEPS
 
 WRITTEN_LEVELS = 2 * WRITTEN_STEPS
 SEEN = 0.005  # a smaller share is not written into its cell
@@ -27,15 +26,15 @@ def levels_picture(levels: LevelCounts, path: Path) -> Path:
     if not levels.counts:
         raise ConfigError("there is no site to draw; convert with at least one layer that spikes")
     columns, grid = level_grid(levels)
-    with _plain_style():
-        figure = _figure(ROW * max(min(len(grid), NAMED_SITES), 6) + FRAME)
+    with plain_style():
+        figure = new_figure(WIDTH, ROW * max(min(len(grid), NAMED_SITES), 6) + FRAME)
         axes = figure.add_subplot()
         most = float(np.nan_to_num(grid).max(initial=1.0))
         image = axes.imshow(grid, vmin=0, vmax=most, cmap="YlGnBu", aspect="auto", interpolation="nearest")
         _write(axes, grid, most)
         sites = list(levels.counts)
         rows = range(0, len(sites), ceil(len(sites) / NAMED_SITES))
-        axes.set_yticks(rows, [_end_of(sites[row]) for row in rows], fontsize=7, parse_math=False)
+        axes.set_yticks(rows, [end_of_name(sites[row]) for row in rows], fontsize=7, parse_math=False)
         axes.set_xticks(range(len(columns)), [_name(*column) for column in columns], fontsize=7)
         negative = sum(sign < 0 for sign, _ in columns)
         if 0 < negative < len(columns):
@@ -43,7 +42,7 @@ def levels_picture(levels: LevelCounts, path: Path) -> Path:
         axes.set_xlabel("level of a spike, in units of the largest level of its sign", fontsize=8)
         figure.colorbar(image, ax=axes, pad=0.01).set_label("% of the site's spikes", fontsize=8)
         figure.suptitle(f"Spikes by level, {levels.samples:,} samples, T = {levels.steps}", fontsize=11)
-        return write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+        return save_picture(figure, path)
 
 
 def level_grid(levels: LevelCounts) -> tuple[list[tuple[int, int]], np.ndarray]:

@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 
 from .._evaluate import Evaluation
-from ..errors import ConfigError, MissingExtra
-from ..files import write_atomically
+from ..errors import ConfigError
 from ..measure import Agreement, Tally, interval
-from ..table import shorten
+from .drawing import BLUE, NAMED_STEPS, VERMILION, end_of_name, new_figure, plain_style, save_picture, step_ticks
 
-# Okabe and Ito's palette stays apart for every common form of colour blindness; markers say the same again.
-BLUE, VERMILION = "#0072B2", "#D55E00"
-WIDTH, DPI = 7.5, 160  # 1200 pixels; at 800 the 10 pt text is 15 pixels high
+WIDTH = 7.5  # inches, 1200 pixels; at 800 the 10 pt text is 15 pixels high
 NAMED_SITES = 40
-NAMED_STEPS = 16
-NAME_WIDTH = 44
-STRIDES = (1, 2, 4, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def accuracy_picture(evaluation: Evaluation, path: Path) -> Path:
@@ -29,8 +23,8 @@ def accuracy_picture(evaluation: Evaluation, path: Path) -> Path:
     Raises: MissingExtra without matplotlib.
     """
     score = evaluation.score
-    with _plain_style():
-        figure = _figure(4.6)
+    with plain_style():
+        figure = new_figure(WIDTH, 4.6)
         axes = figure.add_subplot()
         lines = [("agreement with the source model", VERMILION, "s", score.agreement, score.samples)]
         if score.accuracy is not None:
@@ -41,7 +35,7 @@ def accuracy_picture(evaluation: Evaluation, path: Path) -> Path:
             label = f"source model, {100 * score.source_accuracy:.2f} %"
             axes.axhline(100 * score.source_accuracy, color="black", linestyle="--", linewidth=1.3, label=label)
         _finish(axes, score)
-        return _save(figure, path)
+        return save_picture(figure, path)
 
 
 def firing_picture(tally: Tally, path: Path) -> Path:
@@ -54,8 +48,8 @@ def firing_picture(tally: Tally, path: Path) -> Path:
     rates, mean = tally.rates(), tally.spikes_per_neuron()[None]
     grid = np.stack(list(rates.values()))
     height = min(max(0.21 * len(grid), 1.5), 0.21 * NAMED_SITES)
-    with _plain_style():
-        figure = _figure(height + 1.9)
+    with plain_style():
+        figure = new_figure(WIDTH, height + 1.9)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(height, 0.42))
         scale = {"vmin": 0.0, "vmax": float(grid.max()) or 1.0, "cmap": "YlGnBu", "aspect": "auto"}
         extent = (0.5, tally.steps + 0.5)
@@ -66,9 +60,9 @@ def firing_picture(tally: Tally, path: Path) -> Path:
         upper.set_title(f"Spikes per neuron in each step, mean of {tally.samples:,} samples", fontsize=11)
         upper.tick_params(bottom=False)
         lower.set_xlabel("step t")
-        lower.set_xticks(_ticks(tally.steps))
+        lower.set_xticks(step_ticks(tally.steps))
         figure.colorbar(image, ax=[upper, lower], label="spikes per neuron and step", aspect=5 * (height + 1), pad=0.02)
-        return _save(figure, path)
+        return save_picture(figure, path)
 
 
 def _line(axes: Any, name: str, colour: str, marker: str, shares: list[float], samples: int) -> None:
@@ -89,7 +83,7 @@ def _finish(axes: Any, score: Agreement) -> None:
     axes.set_ylim(max(axes.get_ylim()[0], 0.0), min(axes.get_ylim()[1], 101.0))
     axes.grid(axis="y", color="0.88", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xticks(_ticks(score.steps))
+    axes.set_xticks(step_ticks(score.steps))
     labelled = "" if score.labelled in (0, score.samples) else f", {score.labelled:,} labelled"
     title = f"After each step, {score.samples:,} samples{labelled}; shaded: 95 % intervals"
     axes.set_title(title, fontsize=11, loc="left", pad=27)
@@ -99,53 +93,17 @@ def _finish(axes: Any, score: Agreement) -> None:
 def _name_sites(axes: Any, names: list[str]) -> None:
     stride = ceil(len(names) / NAMED_SITES)
     rows = range(0, len(names), stride)
-    axes.set_yticks(rows, [_end_of(names[row]) for row in rows], fontsize=8, parse_math=False)
+    axes.set_yticks(rows, [end_of_name(names[row]) for row in rows], fontsize=8, parse_math=False)
     axes.set_ylabel("site" if stride == 1 else f"site ({len(names)} in all, one in {stride} named)")
-
-
-def _end_of(name: str) -> str:
-    """The last components of a site's name that fit: unlike the first ones, they tell the layers apart."""
-    rest = name
-    while len(rest) > NAME_WIDTH and "." in rest:
-        rest = rest.partition(".")[2]
-    return shorten(rest, NAME_WIDTH) if rest == name else f"...{shorten(rest, NAME_WIDTH)}"
 
 
 def _write_mean(axes: Any, mean: np.ndarray, largest: float) -> None:
     axes.set_yticks([0], ["mean of all neurons"], fontsize=8)
     size, turn = (8, 90) if len(mean) > NAMED_STEPS // 2 else (9, 0)
-    steps = _ticks(len(mean))
+    steps = step_ticks(len(mean))
     if len(mean) > 2 * NAMED_STEPS:  # the first and last column are too narrow: text would cross the frame
         steps = [step for step in steps if 1 < step < len(mean)]
     for step in steps:
         colour = "white" if mean[step - 1] > 0.55 * largest else "black"
         text = f"{mean[step - 1]:.2f}"
         axes.text(step, 0, text, color=colour, fontsize=size, rotation=turn, ha="center", va="center")
-
-
-def _ticks(steps: int) -> list[int]:
-    """Whole steps, few enough to read."""
-    stride = next((s for s in STRIDES if s * NAMED_STEPS >= steps), steps)
-    return [*([1] if stride > 2 else []), *range(stride, steps + 1, stride)]
-
-
-def _plain_style() -> Any:
-    """matplotlib's own defaults, whatever style the user has set: dark on white."""
-    try:
-        import matplotlib.style
-    except ImportError:
-        raise MissingExtra("matplotlib", "plots", "drawing the report's pictures") from None
-    return matplotlib.style.context("default")
-
-
-def _figure(height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: Path) -> Path:
-    return write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import isfinite
 
 from .._evaluate import Evaluation
-from ..measure import Agreement, interval
+from ..measure import Agreement
 from ..table import Table
+from .values import percent, percent_interval
 
 
 def accuracy_table(evaluation: Evaluation) -> Table:
@@ -32,30 +33,21 @@ def accuracy_table(evaluation: Evaluation) -> Table:
 def _judged(score: Agreement, step: int) -> tuple[str, ...]:
     agreement = score.agreement[step]
     if score.accuracy is None or score.source_accuracy is None:
-        return _percent(agreement), _range(agreement, score.samples)
+        return percent(agreement), percent_interval(agreement, score.samples)
     accuracy = score.accuracy[step]
     drop = round(100 * (score.source_accuracy - accuracy), 2) + 0.0  # + 0.0 turns -0.0 into 0.0
-    return _percent(accuracy), _range(accuracy, score.labelled), f"{drop:.2f}", _percent(agreement)
+    return percent(accuracy), percent_interval(accuracy, score.labelled), f"{drop:.2f}", percent(agreement)
 
 
 def _notes(score: Agreement) -> tuple[str, ...]:
     cumulative = "spikes per neuron and energy ratio (the paper's account) are cumulative"
     if score.source_accuracy is None:
         return (f"{score.samples:,} samples without labels; {cumulative}",)
-    bounds = _range(score.source_accuracy, score.labelled)
-    source = f"source model: {_percent(score.source_accuracy)} % ({bounds}) on {score.labelled:,} samples"
+    bounds = percent_interval(score.source_accuracy, score.labelled)
+    source = f"source model: {percent(score.source_accuracy)} % ({bounds}) on {score.labelled:,} samples"
     if score.labelled != score.samples:
         source += f"; agreement on {score.samples:,}, labelled or not"
     return source, cumulative
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
-def _range(share: float, samples: int) -> str:
-    low, high = interval(share, samples)
-    return f"{100 * low:.1f} - {100 * high:.1f}"
 
 
 def _ratio(ratio: float) -> str:

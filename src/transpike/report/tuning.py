@@ -12,9 +12,8 @@ from .._tune import Choice, Setting, Trajectory, Tuned
 from .._tune.space import setting_to_json, words
 from ..measure import interval
 from ..table import Table, shorten
-from .document import _plain
 from .machine import versions
-from .tables import _percent, _range
+from .values import json_value, percent, percent_interval
 
 FORMAT = "transpike-tuning"
 FORMAT_VERSION = 1
@@ -111,7 +110,7 @@ def _row(
     agreement = found.agreement[t - 1]
     numbers = (f"{found.error[t - 1]:.4g}", f"{found.spikes[t - 1]:.2f}", f"{found.energy[t - 1]:.3f}")
     return (
-        mark, str(t), _percent(agreement), _range(agreement, found.samples), *numbers, words(setting)
+        mark, str(t), percent(agreement), percent_interval(agreement, found.samples), *numbers, words(setting)
     )  # fmt: skip
 
 
@@ -119,7 +118,7 @@ def summary(tuned: Tuned) -> str:
     """One sentence: what was reached, with what."""
     found, t = tuned.found, tuned.steps
     gives = (
-        f"T = {t} agrees with the source on {_percent(found.agreement[t - 1])} % of {found.samples} samples for "
+        f"T = {t} agrees with the source on {percent(found.agreement[t - 1])} % of {found.samples} samples for "
         f"{found.energy[t - 1]:.3f} of its energy, {found.spikes[t - 1]:.2f} spikes per neuron"
     )
     return (
@@ -130,7 +129,7 @@ def summary(tuned: Tuned) -> str:
 def recipe_document(tuned: Tuned, *, data: Mapping[str, Any], command: list[str] | None = None) -> dict[str, Any]:
     """The recipe as `Recipe.from_json` reads it; "tuned" names the samples, which `transpike eval` then leaves out."""
     record = {**data, "target": str(tuned.target), "reached": tuned.reached, "command": command}
-    return _plain({**tuned.recipe.to_json(), "tuned": record}, "recipe")
+    return json_value({**tuned.recipe.to_json(), "tuned": record}, "recipe")
 
 
 def tuning_document(
@@ -168,7 +167,7 @@ def tuning_document(
         "versions": versions(torch.device(device)),
         "seed": seed,
     }
-    return _plain(content, "tuning")
+    return json_value(content, "tuning")
 
 
 def _judged(tuned: Tuned, setting: Setting, found: Trajectory) -> dict[str, Any]:
