@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -315,6 +316,44 @@ def test_an_analog_head_counts_its_inputs() -> None:
     assert set(tally.spikes) == {"2:input"}
 
 
+class Masked(nn.Module):
+    """A weight layer that reads more than its spikes and constant weights: a mask, or a residual to add to."""
+
+    def __init__(self, reader: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.reader = reader
+        self.embed, self.weight = nn.Linear(6, 7), nn.Parameter(torch.randn(7, 3))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.reader(self, torch.relu(self.embed(x)), mask)
+
+
+MASKED: dict[str, tuple[Callable[..., torch.Tensor], int, int]] = {  # with the fan-out of a spike, and dense operations
+    "einsum": (lambda net, h, mask: torch.einsum("bs,bsd->bd", mask.double(), h), 1, 4 * 7),
+    "matmul": (lambda net, h, mask: torch.matmul(mask[:, None].double(), h)[:, 0], 1, 4 * 7),
+    "bmm": (lambda net, h, mask: torch.bmm(mask[:, None].double(), h)[:, 0], 1, 4 * 7),
+    "addmm": (lambda net, h, mask: torch.addmm(mask[:, :3].double(), h[:, 0], net.weight), 3, 7 * 3),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_a_layer_reads_beside_its_spikes_is_of_one_sample(name: str) -> None:
+    torch.manual_seed(13)
+    reader, out_features, dense = MASKED[name]
+    given = (randn(5, 4, 6), torch.randint(0, 2, (5, 4), generator=torch.Generator().manual_seed(1)))
+    snn = converted(Masked(reader), given)  # type: ignore[arg-type]
+    tally, spikes = counted(snn, given), emitted_spikes(snn, given)  # type: ignore[arg-type]
+    check_spikes(snn, tally, spikes, 5)
+    ((layer, operations),), (site,) = tally.operations.items(), spikes.values()
+    read = [step.reshape(5, -1, 7)[:, : 1 if name == "addmm" else 4] for step in site]
+    assert operations.tolist() == [linear_operations(step, out_features) for step in read]
+    assert tally.dense == {layer: dense}
+    alone = Tally(STEPS)
+    for sample in range(5):
+        alone += counted(snn, tuple(part[sample : sample + 1] for part in given))  # type: ignore[arg-type]
+    assert alone.to_json() == tally.to_json()
+
+
 # --- whole networks --------------------------------------------------------------------------------------------------
 
 
@@ -421,3 +460,66 @@ def test_a_model_that_mixes_its_samples_streams_and_counts() -> None:
     assert "two dimensions" in snn.unfoldable
     run = snn.simulate(x, 3)
     assert run.mode == "streaming" and run.spikes.spikes_per_neuron()[0] > 0
+
+
+class Prompted(nn.Module):
+    """As CLIP has them: classes that all images of a batch are held against; `join` makes the outputs."""
+
+    def __init__(self, join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.join = join
+        self.image, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.text, self.text_head = nn.Linear(5, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        return self.join(self.head(torch.relu(self.image(x))), self.text_head(torch.relu(self.text(prompts))))
+
+
+@pytest.mark.parametrize(
+    ("join", "prompts"),
+    [(lambda image, text: image @ text.mT, 37), (lambda image, text: image @ text.mT, 6), (torch.add, 1)],
+    ids=["odd", "even", "added"],
+)
+def test_what_a_batch_computes_once_counts_for_every_sample(join: Callable[..., torch.Tensor], prompts: int) -> None:
+    torch.manual_seed(14)
+    x, texts = randn(3, 6), randn(prompts, 5, seed=1)
+    snn = converted(Prompted(join), (x, texts))  # type: ignore[arg-type]
+    assert snn.unfoldable == "site text_head:input has no batch dimension"
+    run = snn.simulate((x, texts), STEPS)
+    assert run.mode == "streaming" and run.spikes.by_sample is None, "part of the spikes would be too few"
+    alone = Tally(STEPS)
+    for sample in x.split(1):
+        alone += snn.simulate((sample, texts), STEPS).spikes
+    assert run.spikes.to_json() == alone.to_json()
+    assert run.spikes.neurons["text_head:input"] == prompts * 8
+    assert run.spikes.dense["text_head"] == prompts * 8 * 4
+    rate = run.spikes.rates()["text_head:input"]
+    assert 0.1 < rate[-1] < 1 and rate[-1] == alone.rates()["text_head:input"][-1]
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (lambda head, h: head(h.mean(0, keepdim=True)), "site head:input has no batch dimension"),
+        (lambda head, h: head(h).sum(), "the output has no batch dimension"),
+    ],
+    ids=["mean over samples", "one number"],
+)
+def test_a_model_without_a_batch_at_its_end_streams(last: Callable[..., torch.Tensor], reason: str) -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return last(self.head, torch.relu(self.first(x)))
+
+    torch.manual_seed(15)
+    x = randn(5, 6)
+    snn = converted(Whole(), x)
+    assert snn.unfoldable == reason
+    run = snn.simulate(x, STEPS)
+    assert run.mode == "streaming" and run.outputs.shape[1:] == snn.source(x).shape
+    assert run.spikes.neurons == {"head:input": 5} and run.spikes.dense == {"head": 15}
+    assert 0 < run.spikes.spikes["head:input"].sum() < 5 * 5 * STEPS
+    assert run.spikes.operations["head"].tolist() == (3 * run.spikes.spikes["head:input"]).tolist()

@@ -14,12 +14,10 @@ import torch.fx
 from . import ops
 from ._capture import Captured, capture
 from ._correct import as_asked, until
-from ._count import batch_axis
-from ._execute import cut, run_body, run_prefix
+from ._execute import Program, batch_axis, cut, is_shared, run_body, run_prefix
 from ._mark import insert_sites
 from ._model import SpikingModel
 from ._plan import Plan, plan
-from ._simulate import batch_axis_of_output
 from ._substitute import notes
 from .calibration import Calibration, Progress, calibrate, given
 from .errors import CalibrationError, CaptureError, ConfigError, ModelError, PlanError
@@ -157,6 +155,12 @@ def unfoldable(captured: Captured, marked: torch.fx.GraphModule, example: Any) -
         return f"the model was captured for a batch of {captured.batch_size} only"
     if any(node.meta.get("batch_axis") == -1 for node in marked.graph.nodes):
         return "a tensor has its batch in two dimensions"
+    program = cut(marked)
+    shared = next((node for node in program.body if ops.is_site(node) and is_shared(node)), None)
+    if shared is not None:
+        return f"site {shared.args[1]} has no batch dimension"
+    if is_shared(program.result):
+        return "the output has no batch dimension"
     device = next((p.device for p in marked.parameters()), torch.device("cpu"))
     leaves = tuple(leaf.to(device) for leaf in captured.flatten(example))
     one = tuple(
@@ -170,8 +174,8 @@ def unfoldable(captured: Captured, marked: torch.fx.GraphModule, example: Any) -
         a if s.batch_axis is None else torch.cat([a, b], s.batch_axis)
         for s, a, b in zip(captured.inputs, one, other, strict=True)
     )
-    alone = [_fingerprints(marked, inputs, 1) for inputs in (one, other)]
-    together = _fingerprints(marked, both, 2)
+    alone = [_fingerprints(program, inputs, 1) for inputs in (one, other)]
+    together = _fingerprints(program, both, 2)
     for name, pair in together.items():
         for t in range(2):
             if not torch.allclose(pair[t], alone[t][name][0], rtol=1e-3, atol=1e-4):
@@ -184,25 +188,21 @@ def _different(leaf: torch.Tensor) -> torch.Tensor:
     return leaf.flip(-1) * 0.75 if leaf.is_floating_point() else leaf.roll(1, -1)
 
 
-def _fingerprints(
-    marked: torch.fx.GraphModule, leaves: tuple[torch.Tensor, ...], parts: int
-) -> dict[str, torch.Tensor]:
+def _fingerprints(program: Program, leaves: tuple[torch.Tensor, ...], parts: int) -> dict[str, torch.Tensor]:
     """Per site and part of the batch: two weighted means, so that a mix-up of elements shows."""
-    program = cut(marked)
     prints: dict[str, torch.Tensor] = {}
 
-    def note(name: str, value: torch.Tensor, axis: int) -> None:
-        flat = per_step(value, parts, axis).flatten(1).double()
+    def note(name: str, node: torch.fx.Node, value: torch.Tensor) -> None:
+        flat = per_step(value, parts, batch_axis(node)).flatten(1).double()
         weights = torch.linspace(0.5, 1.5, flat.shape[1], dtype=torch.float64, device=flat.device)
         size = flat.square().mean(1).sqrt() + 1e-12
         prints[name] = torch.stack([(flat * weights).mean(1) / size, size.log()], 1)
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
-        note(str(marker.args[1]), value, batch_axis(marker))
+        note(str(marker.args[1]), marker, value)
         return value
 
-    output = run_body(program, run_prefix(program, leaves), fire)
-    note("the output", output, batch_axis_of_output(program.output))
+    note("the output", program.result, run_body(program, run_prefix(program, leaves), fire))
     return prints
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.fx
 
 from . import ops
-from ._execute import Program, Values, call
+from ._execute import Program, Values, batch_axis, call, is_shared
 from .measure import (
     Tally,
     counts_apart,
@@ -37,7 +37,8 @@ class Counter:
     by row and column counts; with `terms` 2, spike x new sum + old sum x spike, which is the same in one term less. A
     weight layer that stays analog behind a neuron counts its non-zero inputs at every step, as the published monitor
     does for the head; the sums of the three terms include the step itself, as there, so the first step counts its pairs
-    three times. `folded` is how many steps one run of the body carries in its batch.
+    three times. `folded` is how many steps one run of the body carries in its batch. What a batch computes once for all
+    its samples counts for each, as if they ran alone.
     """
 
     def __init__(
@@ -57,40 +58,43 @@ class Counter:
         self.masks: dict[torch.fx.Node, tuple[torch.Tensor, ...]] = {}
         self.spoken: dict[torch.fx.Node, torch.Tensor] = {}
         self.reach: dict[tuple[str, torch.Size], torch.Tensor] = {}
+        if all(batch_axis(node) is not None for node in program.body if ops.is_site(node)):
+            tally.by_sample = np.zeros((tally.steps, tally.samples), np.int64)
 
     def fired(self, marker: torch.fx.Node, fired: torch.Tensor, spoken: torch.Tensor | None) -> None:
         """Masks [T, ...] in the order time first; stored in the layout of the tensor. `spoken` is None where only
         weight layers read the site."""
-        neurons = fired[0].numel() // self.samples
-        counts = self._by_sample(marker, fired)
+        counts, copies = self._by_sample(marker, fired), self._copies(marker)
         site = str(marker.args[1])
         self.spikes[site], self.sizes[site] = counts, fired.numel()
-        self.tally.add_spikes(site, self.step, counts, neurons)
-        axis = batch_axis(marker)
+        self.tally.add_spikes(site, self.step, counts * copies, fired[0].numel() * copies // self.samples)
         masks = [fired] if spoken is None else [fired, spoken]
         if spoken is not None and self.terms == 2:
             last = self.spoken.get(marker, torch.zeros_like(spoken[:1]))
             masks.append(torch.cat([last, spoken[:-1]]))
             if self.folded < self.tally.steps:
                 self.spoken[marker] = spoken[-1:]
-        self.masks[marker] = tuple(fold_back(mask, axis) for mask in masks)
+        self.masks[marker] = tuple(fold_back(mask, batch_axis(marker)) for mask in masks)
+
+    def _copies(self, *nodes: torch.fx.Node) -> int:
+        """How many samples count what is computed of these values once."""
+        return self.samples if all(map(is_shared, nodes)) else 1
 
     def _by_sample(self, marker: torch.fx.Node, fired: torch.Tensor) -> np.ndarray:
-        """Spikes per step [T], and those of each sample added to the tally where the batch is known."""
-        if marker.meta.get("batch_axis", -1) in (None, -1):
+        """Spikes per step [T], and those of each sample added to the tally where every site has a batch dimension."""
+        axis = batch_axis(marker)
+        if axis is None or self.tally.by_sample is None:
             return count_true(fired)
-        axis = batch_axis(marker) + 1
-        apart = fired.unflatten(axis, (self.samples, -1)).movedim(axis, 1)
+        apart = fired.unflatten(axis + 1, (self.samples, -1)).movedim(axis + 1, 1)
         counts = count_true(apart.flatten(0, 1)).reshape(len(fired), self.samples)
-        if self.tally.by_sample is None:
-            self.tally.by_sample = np.zeros((self.tally.steps, self.tally.samples), np.int64)
         self.tally.by_sample[self.step : self.step + len(fired), self.rows] += counts
         return counts.sum(1)
 
     def keep(self, places: torch.Tensor) -> None:
         """Of the samples simulated so far, go on with those at `places`."""
         for marker, spoken in self.spoken.items():
-            self.spoken[marker] = keep_samples(spoken, batch_axis(marker) + 1, self.samples, places)
+            if (axis := batch_axis(marker)) is not None:
+                self.spoken[marker] = keep_samples(spoken, axis + 1, self.samples, places)
         self.rows, self.samples = self.rows[places.cpu().numpy()], len(places)
 
     def rest(self) -> None:
@@ -113,49 +117,53 @@ class Counter:
             self.masks.pop(dead, None)
 
     def _count(self, layer: Layer, node: torch.fx.Node, values: Values) -> None:
-        nodes = ops.factors(node)
-        tensors = tuple(values[factor] for factor in nodes)  # type: ignore[index, union-attr]
-        dense = dense_operations(node, tensors, values[node]) // (self.folded * self.samples)  # type: ignore[arg-type]
+        nodes: tuple[torch.fx.Node, torch.fx.Node] = ops.factors(node)  # type: ignore[assignment]
+        tensors, copies = (values[nodes[0]], values[nodes[1]]), self._copies(*nodes)
+        dense = dense_operations(node, tensors, values[node]) * copies // (self.folded * self.samples)
         weighs = layer.role is Role.WEIGHT
-        counts = self._weight(layer, node, tensors, values) if weighs else self._product(node, nodes)  # type: ignore[arg-type]
-        self.tally.add_operations(layer.name, self.step, counts.cpu().numpy().astype(np.int64), dense)
+        counts = self._weight(layer, node, tensors, values) if weighs else self._product(node, nodes)
+        self.tally.add_operations(layer.name, self.step, counts.cpu().numpy().astype(np.int64) * copies, dense)
 
     def _weight(
         self, layer: Layer, node: torch.fx.Node, tensors: tuple[torch.Tensor, ...], values: Values
     ) -> torch.Tensor:
         position = layer.signal_position
-        source = ops.factors(node)[position]  # type: ignore[index]
-        axis = batch_axis(source)  # type: ignore[arg-type]
-        reach = self._reach(node, position, tensors, values, axis)
+        source: torch.fx.Node = ops.factors(node)[position]  # type: ignore[index, assignment]
+        axis = batch_axis(source)
+        reach = self._reach(node, position, values)
         site = layer.operands[position].site
-        mask = tensors[position] != 0 if site is None else self.masks[source][0]  # type: ignore[index]
+        mask = tensors[position] != 0 if site is None else self.masks[source][0]
         if site is not None and reach.numel() == 1 and mask.numel() == self.sizes[site]:  # no spike is there twice
             return torch.from_numpy(self.spikes[site]) * int(reach)
         mask = per_step(mask, self.folded, axis)
         if reach.numel() == 1:
             return torch.from_numpy(count_true(mask)) * int(reach)
-        counts = mask.unflatten(axis + 1, (self.samples, -1)).sum(axis + 1, dtype=torch.int32)
+        counts = mask if axis is None else mask.unflatten(axis + 1, (self.samples, -1)).sum(axis + 1, dtype=torch.int32)
         return (counts * reach).flatten(1).sum(1)
 
-    def _reach(
-        self, node: torch.fx.Node, position: int, tensors: tuple[torch.Tensor, ...], values: Values, axis: int
-    ) -> torch.Tensor:
-        operand, weight = tensors[position], tensors[1 - position]
+    def _reach(self, node: torch.fx.Node, position: int, values: Values) -> torch.Tensor:
+        """How many outputs each spike of an operand reaches: of one sample, or of all where they are not apart."""
+        names: tuple[torch.fx.Node, torch.fx.Node] = ops.factors(node)  # type: ignore[assignment]
         if node.target is torch.ops.aten.linear.default:
-            return torch.tensor(weight.shape[0])
-        sample = operand.narrow(axis, 0, operand.shape[axis] // (self.folded * self.samples))
-        key = (node.name, sample.shape)
+            return torch.tensor(values[names[1 - position]].shape[0])
+        apart = batch_axis(names[position]) is not None
+        given = {n: self._first(n, values[n]) if apart else values[n] for n in node.all_input_nodes}
+        operand, weight = given[names[position]], given[names[1 - position]]
+        key = (node.name, operand.shape)
         if key not in self.reach:
-            names = ops.factors(node)
 
             def rest(probe: torch.Tensor, ones: torch.Tensor) -> torch.Tensor:
-                replaced = {names[position]: probe, names[1 - position]: ones}  # type: ignore[index]
-                others = {n: _small(values[n], probe.dtype) for n in node.all_input_nodes if n not in replaced}
-                return call(node, {**others, **replaced})
+                others = {n: _small(value, probe.dtype) for n, value in given.items()}
+                return call(node, {**others, names[position]: probe, names[1 - position]: ones})
 
-            reach = fan_out(node, position, sample, weight, rest)
+            reach = fan_out(node, position, operand, weight, rest)
             self.reach[key] = reach.flatten()[:1] if bool((reach == reach.flatten()[0]).all()) else reach
         return self.reach[key]
+
+    def _first(self, node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        """The first sample's part, in the first step, of a value that has a batch dimension."""
+        axis = batch_axis(node)
+        return value if axis is None else value.narrow(axis, 0, value.shape[axis] // (self.folded * self.samples))
 
     def _product(self, node: torch.fx.Node, nodes: tuple[torch.fx.Node, torch.fx.Node]) -> torch.Tensor:
         axes = (batch_axis(nodes[0]), batch_axis(nodes[1]))
@@ -186,24 +194,17 @@ def _small(value: object, dtype: torch.dtype) -> object:
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def batch_axis(node: torch.fx.Node) -> int:
-    """Where a value has its batch. 0 where that is not known (a model captured for one batch size, a value with its
-    batch in two dimensions): such models only stream, one step at a time, and for one step any axis serves."""
-    axis = node.meta.get("batch_axis")
-    return 0 if axis is None or axis < 0 else axis
-
-
 def keep_samples(value: torch.Tensor, axis: int, samples: int, places: torch.Tensor) -> torch.Tensor:
     """A value of a batch of `samples` along `axis`, for those at `places` only."""
     kept = value.unflatten(axis, (samples, -1)).index_select(axis, places.to(value.device))
     return kept.flatten(axis, axis + 1)
 
 
-def fold_back(value: torch.Tensor, axis: int) -> torch.Tensor:
-    """[T, ..., B, ...] -> [..., T*B, ...]: time back into the batch axis, outermost."""
-    if value.shape[0] == 1:
+def fold_back(value: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """[T, ..., B, ...] -> [..., T*B, ...]: time back into the batch axis, outermost. One step needs no axis."""
+    if value.shape[0] == 1 or axis is None:
         return value[0]
     return value.movedim(0, axis).flatten(axis, axis + 1)
 
 
-__all__ = ["Counter", "batch_axis", "fold_back", "keep_samples"]
+__all__ = ["Counter", "fold_back", "keep_samples"]

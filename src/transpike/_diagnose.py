@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.fx
 
-from ._count import Counter, batch_axis
+from ._count import Counter
 from ._execute import run_body, run_prefix
 from ._model import SpikingModel
 from .energy import load_prices
 from .errors import ConfigError, DataError
-from .measure import Tally, per_step
+from .measure import Tally
 from .measure.fidelity import LayerView, SiteReport, SiteSums
 from .neurons import Neuron, advance, own_units, plain, spikes_in
 from .types import Threshold
@@ -72,8 +72,7 @@ def _watch(model: SpikingModel, leaves: tuple[torch.Tensor, ...], sums: Mapping[
         neurons = _any_sample(fired != 0, marker.meta.get("batch_axis"), tally.samples)
         if neurons is not None:
             sums[site].fired(neurons)
-        axis = batch_axis(marker)
-        counter.fired(marker, per_step(fired, 1, axis), per_step(after != 0, 1, axis))
+        counter.fired(marker, fired[None], (after != 0)[None])
         return out
 
     run_body(model.program, crossing, source)

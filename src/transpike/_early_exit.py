@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from . import ops
-from ._count import Counter, batch_axis, keep_samples
+from ._count import Counter, keep_samples
 from ._evaluate import LabelledBatch, evaluate
-from ._execute import Values
+from ._execute import Values, batch_axis
 from ._kernels import Kernels, choose_kernels
 from ._memory import parts_that_fit
 from ._model import SpikingModel
 from ._rest import Rest, can_rest
-from ._simulate import Run, batch_axis_of_output, in_precision, once, simulate, step
+from ._simulate import Run, in_precision, once, simulate, step
 from .errors import CalibrationError, ConfigError
 from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
 from .measure.agreement import IGNORED
@@ -106,10 +106,8 @@ def _stopped(
 
 def require_scores(model: SpikingModel) -> None:
     """Raises ConfigError unless the model gives one row of class scores per sample."""
-    output = model.program.output
-    result = output.args[0]
-    value = (result[0] if isinstance(result, (tuple, list)) else result).meta["val"]  # type: ignore[union-attr]
-    if value.dim() != 2 or value.shape[-1] < 2 or batch_axis_of_output(output) != 0:
+    value = model.program.result.meta["val"]
+    if value.dim() != 2 or value.shape[-1] < 2 or batch_axis(model.program.result) != 0:
         shape = " x ".join(str(size) for size in value.shape[1:])
         raise ConfigError(f"early exit decides by class scores, but a sample of this model has outputs of {shape}")
 
@@ -118,8 +116,8 @@ def _keep(values: Values, samples: int, places: torch.Tensor) -> Values:
     """Values of the prefix for the samples at `places` of a batch of `samples`."""
     kept: Values = {}
     for node, value in values.items():
-        if isinstance(value, torch.Tensor) and node.meta.get("batch_axis") is not None:
-            kept[node] = keep_samples(value, batch_axis(node), samples, places)
+        if isinstance(value, torch.Tensor) and (axis := batch_axis(node)) is not None:
+            kept[node] = keep_samples(value, axis, samples, places)
         elif isinstance(value, int) and node.meta.get("batch_scaled"):
             kept[node] = value // samples * len(places)
         else:
@@ -128,9 +126,9 @@ def _keep(values: Values, samples: int, places: torch.Tensor) -> Values:
 
 
 def _keep_state(model: SpikingModel, state: dict[str, torch.Tensor], samples: int, places: torch.Tensor) -> None:
-    axes = {str(node.args[1]): batch_axis(node) for node in model.program.body if ops.is_site(node)}
-    for site, value in state.items():
-        state[site] = keep_samples(value, axes[site], samples, places)
+    for node in model.program.body:
+        if ops.is_site(node) and (axis := batch_axis(node)) is not None:
+            state[str(node.args[1])] = keep_samples(state[str(node.args[1])], axis, samples, places)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,11 @@ class Program:
     scaled: Mapping[torch.fx.Node, torch.fx.Node]
     fed: Mapping[torch.fx.Node, tuple[torch.fx.Node, ...]]
 
+    @property
+    def result(self) -> torch.fx.Node:
+        """The node whose value the network gives."""
+        return self.output.all_input_nodes[0]
+
 
 def cut(module: torch.fx.GraphModule) -> Program:
     nodes = list(module.graph.nodes)
@@ -164,8 +169,19 @@ def run_body(
             after(node, values)
         for dead in program.dead_after.get(node, ()):
             del values[dead]
-    result = map_arg(program.output.args[0], values.__getitem__)
-    return result[0] if isinstance(result, (tuple, list)) else result
+    return values[program.result]
+
+
+def batch_axis(node: torch.fx.Node) -> int | None:
+    """Where a value has its batch. None where it has no such dimension, or where that is not known (a model captured
+    for one batch size, a value with its batch in two dimensions): `is_shared` tells which."""
+    axis = node.meta.get("batch_axis")
+    return None if axis is None or axis < 0 else axis
+
+
+def is_shared(node: torch.fx.Node) -> bool:
+    """Whether a value has no batch dimension: all samples of a batch have it together."""
+    return node.meta.get("batch_axis", -1) is None
 
 
 def require_finite(site: str, value: torch.Tensor) -> None:

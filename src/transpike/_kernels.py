@@ -59,5 +59,4 @@ def choose_kernels(
 def _may_hide_nan(model: SpikingModel) -> bool:
     """Whether the output may look sound although a site received NaN."""
     hidden = any(node.target is torch.ops.aten.nan_to_num.default for node in model.program.body)
-    first = model.program.output.all_input_nodes[0]
-    return hidden or bool(model.plan.unknown) or not first.meta["val"].is_floating_point()
+    return hidden or bool(model.plan.unknown) or not model.program.result.meta["val"].is_floating_point()

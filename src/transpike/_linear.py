@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.fx
 
-from ._count import batch_axis
-from ._execute import fetch, is_constant_linear
+from ._execute import batch_axis, fetch, is_constant_linear
 from .neurons import fits, one_number
 from .products import linear_of_means, linear_of_spikes, refusal
 

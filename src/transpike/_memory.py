@@ -145,7 +145,7 @@ def _need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tupl
     each = (many - one) / (PROBE - 1)
     if not folded:
         each += (width(model) + remembered) * model.neurons_per_sample  # what neurons keep from step to step
-        each += (steps - 1) * sum(_bytes(node, 1) for node in model.program.output.all_input_nodes[:1])
+        each += (steps - 1) * _bytes(model.program.result, 1)
     return OVERHEAD + int(max(one - each, 0)), int(each)
 
 

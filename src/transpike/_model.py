@@ -12,10 +12,10 @@ import torch.fx
 
 from ._capture import Captured
 from ._dispatch import Dispatched, MaxMemory, chosen_map, dispatched, gather, weights
-from ._execute import Program, cut, run_body, run_prefix
+from ._execute import Program, batch_axis, cut, run_body, run_prefix
 from ._memory import parts_that_fit
 from ._plan import Plan
-from ._simulate import Run, batch_axis_of_output, simulate
+from ._simulate import Run, simulate
 from ._substitute import replaced, substituted
 from .calibration import Calibration, batch_size
 from .codecs import save
@@ -161,8 +161,7 @@ class SpikingModel:
     @property
     def num_outputs(self) -> int | None:
         """Size of the output's last dimension: the number of classes, where the output is class scores."""
-        result = self.program.output.args[0]
-        value = (result[0] if isinstance(result, (tuple, list)) else result).meta["val"]  # type: ignore[union-attr]
+        value = self.program.result.meta["val"]
         return value.shape[-1] if value.dim() > 1 and isinstance(value.shape[-1], int) else None
 
     def prepare(self, inputs: Any) -> tuple[torch.Tensor, ...]:
@@ -205,7 +204,7 @@ class SpikingModel:
         leaves = self.prepare(inputs)
         parts = parts_that_fit(self, leaves, steps=1, folded=True, count=False, budget=self.max_memory)
         outputs = [self._source(part) for part in parts]
-        return outputs[0] if len(parts) == 1 else torch.cat(outputs, batch_axis_of_output(self.program.output))
+        return outputs[0] if len(parts) == 1 else torch.cat(outputs, batch_axis(self.program.result))  # type: ignore[arg-type]
 
     def _source(self, leaves: tuple[torch.Tensor, ...]) -> torch.Tensor:
         from ._capture import fixed_arguments, primary

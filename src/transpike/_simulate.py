@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx
 
-from ._count import Counter, batch_axis, fold_back
-from ._execute import Values, require_finite, run_body, run_prefix
+from ._count import Counter, fold_back
+from ._execute import Values, batch_axis, require_finite, run_body, run_prefix
 from ._kernels import EAGER, Kernels, choose_kernels
 from ._memory import parts_that_fit
 from ._rest import Rest, can_rest, rests_soon
@@ -133,7 +133,7 @@ def check_precision(
         for each in ("float32", precision)
     )
     same = (exact.argmax(-1) == rounded.argmax(-1)).double().mean()
-    size, largest = exact.shape[batch_axis_of_output(model.program.output)], exact.abs().max()
+    size, largest = model.samples_in(model.prepare(inputs)), exact.abs().max()
     return PrecisionCheck(size, float(same), float((exact - rounded).abs().max()), float(largest))
 
 
@@ -142,7 +142,7 @@ def _joined(model: SpikingModel, runs: list[tuple[torch.Tensor, Tally]], mode: s
     outputs, tallies = zip(*runs, strict=True)
     if len(runs) == 1:
         return Run(outputs[0], tallies[0], mode, kernel)
-    output = torch.cat(outputs, 1 + batch_axis_of_output(model.program.output))
+    output = torch.cat(outputs, 1 + _axis(model.program.result))
     return Run(output, Tally.joined(tallies), f"{mode}, {tallies[0].samples} samples at once", kernel)
 
 
@@ -157,7 +157,7 @@ def _folded(
     rounded = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
-        site, axis = str(marker.args[1]), batch_axis(marker)
+        site, axis = str(marker.args[1]), _axis(marker)
         neuron, threshold = model.neurons[site], model.thresholds[site]
         run = kernels.of_all_steps(neuron, threshold)
         if kernels.watched or run is trajectory:
@@ -173,7 +173,7 @@ def _folded(
         return fold_back(out, axis)
 
     output = run_body(model.program, crossing, fire, None if counter is None else counter.after, kernels.linear.layers)
-    return per_step(output, steps, batch_axis_of_output(model.program.output))
+    return per_step(output, steps, _axis(model.program.result))
 
 
 def _counter(model: SpikingModel, tally: Tally, folded: int) -> Counter:
@@ -189,8 +189,7 @@ def once(model: SpikingModel, leaves: tuple[torch.Tensor, ...]) -> Values:
 def repeat(node: torch.fx.Node, value: Any, steps: int) -> Any:
     """A value of the prefix as the folded body reads it: T copies along the batch, sizes times T."""
     if isinstance(value, torch.Tensor):
-        axis = node.meta.get("batch_axis")
-        if axis is None:
+        if (axis := batch_axis(node)) is None:
             return value
         copies = [1] * value.dim()
         copies[axis] = steps
@@ -200,9 +199,9 @@ def repeat(node: torch.fx.Node, value: Any, steps: int) -> Any:
     return value
 
 
-def batch_axis_of_output(output: torch.fx.Node) -> int:
-    result = output.args[0]
-    return batch_axis(result[0] if isinstance(result, (tuple, list)) else result)  # type: ignore[arg-type]
+def _axis(node: torch.fx.Node) -> int:
+    """The batch axis of a site, or of the output, of a model that folds: conversion found that it has one."""
+    return batch_axis(node)  # type: ignore[return-value]
 
 
 def _streaming(
@@ -253,9 +252,7 @@ def step(
         if rest is not None:
             rest.ask(run, neuron, after, t, value, threshold, count=counter is not None)
         if counter is not None and spikes is not None:
-            axis = batch_axis(marker)
-            summed = None if marker in model.program.fed else per_step(after != 0, 1, axis)
-            counter.fired(marker, per_step(spikes, 1, axis), summed)
+            counter.fired(marker, spikes[None], None if marker in model.program.fed else (after != 0)[None])
         return out
 
     return run_body(model.program, crossing, fire, None if counter is None else counter.after, kernels.linear.layers)

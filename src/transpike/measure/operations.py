@@ -57,7 +57,7 @@ def fan_out(node: torch.fx.Node, position: int, operand: torch.Tensor, weight: t
 
 
 def product_operations(
-    node: torch.fx.Node, left: torch.Tensor, right: torch.Tensor, steps: int, axes: tuple[int, int]
+    node: torch.fx.Node, left: torch.Tensor, right: torch.Tensor, steps: int, axes: tuple[int | None, int | None]
 ) -> torch.Tensor:
     """Pairs of non-zero elements that a product multiplies, per step: sum over k of count_left(k) count_right(k).
 
@@ -74,7 +74,7 @@ def product_operations(
     return paired(*counts)
 
 
-def product_counts(mask: torch.Tensor, side: int, steps: int, axis: int) -> torch.Tensor:
+def product_counts(mask: torch.Tensor, side: int, steps: int, axis: int | None) -> torch.Tensor:
     """Non-zero elements of each column of a left operand (side 0), of each row of a right one, time first."""
     if mask.device.type == "cpu":  # in torch 10 times as slow, and the whole mask in int32
         counts = torch.from_numpy(mask.numpy().sum(side - 2, dtype=np.int32))
@@ -94,7 +94,7 @@ def counts_apart(node: torch.fx.Node) -> bool:
 
 
 def _einsum_pairs(
-    equation: str, left: torch.Tensor, right: torch.Tensor, steps: int, axes: tuple[int, int]
+    equation: str, left: torch.Tensor, right: torch.Tensor, steps: int, axes: tuple[int | None, int | None]
 ) -> torch.Tensor:
     first, second = equation.replace(" ", "").split("->")[0].split(",")
     pieces = (per_step(left, steps, axes[0]), per_step(right, steps, axes[1]))
@@ -103,11 +103,11 @@ def _einsum_pairs(
     )
 
 
-def per_step(value: torch.Tensor, steps: int, axis: int) -> torch.Tensor:
+def per_step(value: torch.Tensor, steps: int, axis: int | None) -> torch.Tensor:
     """[..., T*B, ...] -> [T, ..., B, ...]: time out of the batch axis to the front. One step needs no axis."""
     if steps == 1:
         return value.unsqueeze(0)
-    return value.unflatten(axis, (steps, -1)).movedim(axis, 0)
+    return value.unflatten(axis, (steps, -1)).movedim(axis, 0)  # type: ignore[arg-type]
 
 
 __all__ = [
