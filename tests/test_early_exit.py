@@ -163,7 +163,7 @@ def test_the_table_says_what_the_rule_gives(snn: transpike.SpikingModel, mode: s
     assert len(found.to_json()["rows"]) == 3
 
 
-def test_refusals(snn: transpike.SpikingModel, tmp_path: Any) -> None:
+def test_refusals(snn: transpike.SpikingModel, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x = randn(3, 4, 6)
     with pytest.raises(ConfigError, match="threshold of early exit must be from 0 to 1, not 1.5"):
         transpike.stop_early(snn, x, steps=2, threshold=1.5)
@@ -178,6 +178,29 @@ def test_refusals(snn: transpike.SpikingModel, tmp_path: Any) -> None:
     tokens = transpike.convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double().eval(), [x])
     with pytest.raises(ConfigError, match="a sample of this model has outputs of 4 x 3"):
         transpike.stop_early(tokens, x, steps=2, threshold=0.5)
+    monkeypatch.setattr(snn, "precision", "bfloat")
+    with pytest.raises(ConfigError, match="precision must be one of float32, .*, not 'bfloat'"):
+        transpike.stop_early(snn, x, steps=2, threshold=0.5)
+
+
+def test_spikes_are_left_out_where_those_of_a_sample_are_not_known() -> None:
+    """A layer that reads the mean of the batch has no spikes of a sample, and the others alone would be too few."""
+
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.mean, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            return self.last(torch.relu(x + self.mean(x.mean(0, keepdim=True))))
+
+    torch.manual_seed(0)
+    x = randn(6, 6)
+    snn = transpike.convert(Mean().double().eval(), [x], "ecmt")
+    found = transpike.early_exit(snn, [x], [SimpleNamespace(inputs=x, labels=None)], steps=2)
+    assert {row.spikes_per_neuron for row in found.rows} == {None}
+    assert "NaN" not in json.dumps(found.to_json()) and "nan" not in str(found.table())
 
 
 def test_a_model_that_mixes_its_batch_keeps_it_whole() -> None:

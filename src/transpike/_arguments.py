@@ -26,6 +26,12 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], what
             raise ConfigError(f"{what}: {name} takes {_words(hints[name])}, not {value!r:.80}")
 
 
+def require_count(name: str, value: Any) -> None:
+    """Raises ConfigError for what is no whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):

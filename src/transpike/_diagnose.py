@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import torch.fx
 
+from ._arguments import require_count
 from ._count import Counter
 from ._execute import run_body, run_prefix
 from ._model import SpikingModel
 from .energy import load_prices
-from .errors import ConfigError, DataError
+from .errors import DataError
 from .measure import Tally
 from .measure.fidelity import LayerView, SiteReport, SiteSums
 from .neurons import Neuron, advance, own_units, plain, spikes_in
@@ -34,8 +35,7 @@ def diagnose(
     same (floating-point kernels may differ by rounding between batch sizes).
     Raises: ConfigError for steps < 1; DataError for no samples, inputs of another shape, NaN or infinity at a site.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    require_count("steps", steps)
     if not isinstance(batches, Iterable):
         raise DataError(f"batches must be an iterable of model inputs, not {type(batches).__name__}")
     sums, tally = {site.name: SiteSums(steps) for site in model.plan.sites}, Tally(steps)

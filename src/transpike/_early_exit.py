@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from . import ops
+from ._arguments import require_count
 from ._count import Counter, keep_samples
 from ._evaluate import LabelledBatch, evaluate
 from ._execute import Values, batch_axis
@@ -18,7 +19,7 @@ from ._kernels import Kernels, choose_kernels
 from ._memory import parts_that_fit
 from ._model import SpikingModel
 from ._rest import Rest, can_rest
-from ._simulate import Run, in_precision, once, simulate, step
+from ._simulate import Run, in_precision, once, require_precision, simulate, step
 from .errors import CalibrationError, ConfigError
 from .measure import Tally, interval, margins, stopping_steps, stopping_threshold
 from .measure.agreement import IGNORED
@@ -44,13 +45,14 @@ def stop_early(
     leaves the batch, so that the steps it does not need take no time. The others stop after `steps` (those in which
     nobody would fire do not run). `kernel` as for `simulate`.
 
-    Raises: ConfigError for a threshold outside 0..1, for outputs that are not one row of class scores per sample, and
-    for several samples of a model that does not keep them apart; DataError for inputs of another shape.
+    Raises: ConfigError for a threshold outside 0..1, a `model.precision` that is none, outputs that are not one row of
+    class scores per sample, and several samples of a model that does not keep them apart; DataError for inputs of
+    another shape.
     """
     if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise ConfigError(f"the threshold of early exit must be from 0 to 1, not {threshold!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    require_count("steps", steps)
+    require_precision(model.precision)
     require_scores(model)
     leaves = model.prepare(inputs)
     samples = model.samples_in(leaves)

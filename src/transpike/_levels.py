@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.fx
 
+from ._arguments import require_count
 from ._execute import require_finite, run_body, run_prefix
-from .errors import ConfigError
 from .neurons import advance
 from .table import Table, shorten
 
@@ -89,8 +89,7 @@ def count_levels(model: SpikingModel, inputs: Any, *, steps: int) -> LevelCounts
 
     Raises: ConfigError for steps < 1; DataError for inputs of another shape.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    require_count("steps", steps)
     leaves = model.prepare(inputs)
     found = LevelCounts(steps, model.samples_in(leaves))
     for name, neuron in model.neurons.items():

@@ -27,6 +27,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map_only
 
 from . import ops
+from ._arguments import require_count
 from ._execute import call, run_prefix
 from ._model import SpikingModel
 from ._simulate import Run
@@ -132,8 +133,7 @@ class Literal:
                 values[node] = self._operator(node, values, crossing, state, t)
             for dead in self.model.program.dead_after.get(node, ()):
                 values.pop(dead, None)
-        result = self.model.program.output.args[0]
-        given = values[result[0] if isinstance(result, (tuple, list)) else result]  # type: ignore[index]
+        given = values[self.model.program.result]
         state.output = given if state.output is None else state.output + given
         return state.output / self.weight(t)
 
@@ -268,8 +268,7 @@ class Literal:
 
 
 def _check_steps(steps: int, first: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    require_count("steps", steps)
     if steps <= first:
         raise ConfigError(f"the state is that after step {first} already; ask for more steps than {first}, not {steps}")
 

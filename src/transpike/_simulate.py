@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx
 
+from ._arguments import require_count
 from ._count import Counter, fold_back
 from ._execute import Values, batch_axis, require_finite, run_body, run_prefix
 from ._kernels import EAGER, Kernels, choose_kernels
@@ -83,14 +84,12 @@ def simulate(
     Raises: ConfigError for steps < 1, a kernel that is not to be had, or a mode the model does not allow; DataError for
     inputs of another shape.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    require_count("steps", steps)
     if mode not in MODES:
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode == "folded" and model.unfoldable:
         raise ConfigError(f"this model cannot run folded ({model.unfoldable}); use mode='streaming'")
-    if (precision := precision or model.precision) not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    require_precision(precision := precision or model.precision)
     leaves = model.prepare(inputs)
     samples = model.samples_in(leaves)
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable and not rests_soon(model, steps))
@@ -105,6 +104,12 @@ def simulate(
                 run(model, part, Tally(steps, samples=tally.samples), False, EAGER)  # says at which site
         runs.append((output.float() if precision == "bfloat16" else output, tally))
     return _joined(model, runs, "folded" if folded else "streaming", str(chosen))
+
+
+def require_precision(precision: str) -> None:
+    """Raises ConfigError for what is none of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
 
 
 def in_precision(model: SpikingModel, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .._arguments import require_count
 from .._capture import capture
 from .._convert import check_inputs, peek, place_sites
 from ..calibration import observe
@@ -137,8 +138,7 @@ def tune(
 def _checked(steps: Sequence[int], few: int, settings: int) -> tuple[int, ...]:
     numbers = {"few": few, "settings": settings, **{f"steps[{i}]": t for i, t in enumerate(steps)}}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
+        require_count(name, value)
     if not steps:
         raise ConfigError("steps must name at least one number of steps")
     return tuple(sorted(set(steps)))

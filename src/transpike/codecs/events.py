@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.fx
 
+from .._arguments import require_count
 from .._execute import run_body, run_prefix
 from ..errors import ConfigError, DataError
 from ..neurons import advance
@@ -46,8 +47,7 @@ def write_events(
     Memory does not grow with `steps`. Raises: ConfigError for steps < 1 or a path that cannot be written; DataError for
     inputs of another shape, or not finite.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    require_count("steps", steps)
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"cannot write {path}: it is a folder; name a file")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.fx
 
+from .._arguments import require_count
 from .._execute import run_body, run_prefix
-from ..errors import ConfigError
 from ..measure.drift import Drift
 from .nir_file import facts
 from .nir_run import run_nir
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def drift(model: SpikingModel, graph: nir.NIRGraph, inputs: Any, *, steps: int) -> Drift:
     """Run the network and the graph side by side on one batch. Raises ConfigError for steps < 1."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number of at least 1, not {steps!r}")
+    require_count("steps", steps)
     known, leaves = facts(graph), model.prepare(inputs)
     crossing = run_prefix(model.program, leaves)
     state: dict[str, torch.Tensor] = {}

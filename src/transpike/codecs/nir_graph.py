@@ -78,8 +78,7 @@ def to_nir(model: SpikingModel) -> nir.NIRGraph:
             except ModelError as error:
                 refusals.append(Refusal(op_name(node), module_path(node), words[node.name], str(error)))
                 place.signals[node] = Signal(("input",), _shape(node))  # go on, to name everything at once
-    result: Any = model.program.output.args[0]
-    final = place.of(result[0] if isinstance(result, (tuple, list)) else result)
+    final = place.of(model.program.result)
     if final is None or final.relu:
         refusals.append(Refusal("the output", "", "compensated", "an analog ReLU" if final else "a constant"))
     if refusals:

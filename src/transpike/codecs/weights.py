@@ -158,8 +158,6 @@ def _parameter(node: torch.fx.Node) -> str:
 def _preamble(model: SpikingModel) -> dict[str, Any]:
     from .. import __version__
 
-    result = model.program.output.args[0]
-    output: Any = result[0] if isinstance(result, (tuple, list)) else result
     leaves = [node for node in model.program.module.graph.nodes if node.op == "placeholder"]
     inputs = zip(model.captured.inputs, leaves, strict=True)
     return {
@@ -168,5 +166,5 @@ def _preamble(model: SpikingModel) -> dict[str, Any]:
         "transpike_version": __version__,
         "recipe": model.recipe.to_json(),
         "inputs": [{"name": spec.name, "shape": list(spec.shape), "node": leaf.name} for spec, leaf in inputs],
-        "output": output.name,
+        "output": model.program.result.name,
     }

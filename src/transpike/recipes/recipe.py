@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from .._arguments import require_count
 from ..errors import ConfigError
 from ..multi_basis import Approximation
 from ..neurons import NEURONS, Neuron
@@ -75,8 +76,7 @@ class Recipe:
             raise ConfigError(f"product_terms must be 2 or 3, not {self.product_terms!r}")
         if self.correction not in CORRECTIONS:
             raise ConfigError(f"correction must be one of {', '.join(CORRECTIONS)}, not {self.correction!r}")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ConfigError(f"steps must be a whole number of at least 1, not {self.steps!r}")
+        require_count("steps", self.steps)
         if not isinstance(self.sequential, bool):
             raise ConfigError(f"sequential must be True or False, not {self.sequential!r}")
         rules = [self.range, *(choice.range for choice in (*self.kinds.values(), *self.patterns.values()))]
