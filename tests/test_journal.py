@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import transpike
 from transpike import pipeline
 from transpike._evaluate import evaluate
 from transpike._journal import open_journal
+from transpike._memory import need
 from transpike.cli import console, main
 from transpike.data import Batch, Subset, open_data
 from transpike.data.folder import open_folder
@@ -57,6 +59,14 @@ class Unreadable:
         if i in self.broken:
             raise OSError(f"bad sector {i}")
         return self.parent.fetch(i)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory() -> Iterator[None]:
+    """The same at every moment, so that journals are the same to the last byte."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transpike._memory.available", lambda device: 1 << 40)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +136,33 @@ def test_a_stopped_run_continues(
     assert (tmp_path / "j").read_bytes() == whole[1], "the journal is that of an undisturbed run"
     assert sum(sizes) == SAMPLES, "no batch is simulated twice"
     assert told[0] == min(SIZE * sum(stops), SAMPLES) and told[-1] == SAMPLES
+
+
+def test_batches_are_divided_as_when_the_run_began(
+    snn: Any, part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In other parts float32 rounds otherwise; memory comes and goes while a run lasts."""
+    fixed, each = need(snn, steps=STEPS, folded=True, count=True)
+
+    def fitting(*samples: int) -> list[int]:
+        sizes = iter((*samples, *[100] * 50))
+        asked: list[int] = []
+        monkeypatch.setattr(
+            "transpike._memory.available",
+            lambda device: asked.append(1) or 2 * (fixed + next(sizes) * each + 1),  # type: ignore[func-returns-value]
+        )
+        return asked
+
+    asked = fitting(4)
+    expected = run(snn, part)
+    assert expected.mode == "folded, 3 samples at once" and len(asked) == 1
+    fitting(4)
+    with pytest.raises(Stop):
+        run(snn, part, tmp_path / "j", progress=stopping_after(3))
+    fitting(2)
+    assert numbers(run(snn, part, tmp_path / "j")) == numbers(expected)
+    fitting(1)
+    assert snn.simulate(torch.zeros(2, 1, 8, 8), STEPS).mode == "folded, 1 samples at once", "no longer than the run"
 
 
 def test_a_finished_journal_gives_the_numbers_at_once(

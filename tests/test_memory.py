@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,13 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def snn() -> transpike.SpikingModel:
     torch.manual_seed(0)
     return transpike.convert(Block(width=32, hidden=128).double().eval(), [randn(16, 20, 6, seed=1)], "ecmt")
+
+
+@pytest.fixture(scope="module")
+def approximated() -> transpike.SpikingModel:
+    """What GELU makes, by a table, is all there is to it."""
+    torch.manual_seed(0)
+    return transpike.convert(Block(width=8, hidden=1024).double().eval(), [randn(16, 20, 6, seed=1)], "mbe")
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +87,13 @@ def test_a_model_remembers_what_a_run_needs(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(asked) == 6, "other weights, other needs"
 
 
-@pytest.mark.parametrize("recipe", ["ecmt", "balanced"])
+@pytest.mark.parametrize("recipe", ["ecmt", "balanced", "approximated"])
 @pytest.mark.parametrize("mode", ["folded", "streaming"])
 @pytest.mark.parametrize("count", [True, False], ids=["counting", "not counting"])
 def test_the_estimate_follows_what_torch_holds(
-    snn: transpike.SpikingModel, balanced: transpike.SpikingModel, recipe: str, mode: str, count: bool
+    request: pytest.FixtureRequest, recipe: str, mode: str, count: bool
 ) -> None:
-    model = {"ecmt": snn, "balanced": balanced}[recipe]
+    model = request.getfixturevalue("snn" if recipe == "ecmt" else recipe)
     x, steps, folded = randn(64, 20, 6), 5, mode == "folded"
     with Held() as held:
         model.simulate(x, steps, mode=mode, count=count, kernel="eager")
@@ -106,6 +114,29 @@ def test_the_estimate_has_room_for_weights_in_parts() -> None:
     parts = held.most - inputs - out.nbytes
     assert parts == 6 * 128 * 256
     assert parts < peak(program, 2, 1, chunk=1) < 1.2 * parts
+
+
+def test_the_estimate_has_room_for_lower_precision() -> None:
+    """Autocast keeps weights in bfloat16; three products have both operands in three parts."""
+    torch.manual_seed(0)
+    source = torch.nn.Sequential(torch.nn.Linear(8, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512)).eval()
+    model = transpike.convert(source, [torch.randn(4, 8)], "ecmt")
+    fixed, each = need(model, steps=2, folded=True, count=False)
+    rounded, _ = need(model, steps=2, folded=True, count=False, precision="bfloat16")
+    assert rounded - fixed == 2 * sum(weight.numel() for weight in source.parameters())
+    assert need(model, steps=2, folded=True, count=False, precision="bfloat16x3")[1] > 2 * each
+    for precision, copies, kept in (("bfloat16", 2, rounded - fixed), ("bfloat16x3", 18, 0)):
+        with Held() as held:
+            model.simulate(torch.randn(600, 8), 2, mode="folded", count=False, kernel="eager", precision=precision)
+        assert held.most < kept + peak(model.program, 600, 2, neurons=model.neurons, copies=copies) < 1.7 * held.most
+        with pytest.raises(ConfigError, match="one sample takes"):
+            model.simulate(torch.randn(1, 8), 2, precision=precision, mode="folded", max_memory=fixed)
+
+
+def test_a_system_without_the_entry_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 5 kB\n")
+    with pytest.raises(IndexError):  # which `available` takes for no answer
+        _memory._number(str(tmp_path / "meminfo"), "MemAvailable:")
 
 
 def test_an_estimate_grows_with_samples_and_folded_steps(snn: transpike.SpikingModel) -> None:

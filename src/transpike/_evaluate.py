@@ -14,6 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from ._journal import Journal, identity, open_journal
+from ._memory import decided, share
 from ._model import SpikingModel
 from ._simulate import Run, batch_axis_of_output
 from .energy import PaperAccount, paper_account
@@ -134,7 +135,8 @@ def evaluate_numbered(
     group: Group = ALONE,
     watch: Watch | None = None,
 ) -> Evaluation:
-    """As `evaluate`, on batches that `read` gives by ascending number.
+    """As `evaluate`, on batches that `read` gives by ascending number. How much memory a run may take where the model
+    does not say is decided once, by process 0 when it begins: batches in other parts round otherwise.
 
     Arguments: about -- JSON values that name the samples, for the journal. whole -- compare all batches that the
     journal has with those given now, not only the first.
@@ -146,7 +148,10 @@ def evaluate_numbered(
         kept = journal is not None
         run = {**identity(model, steps, mode), **about} if kept or group.count > 1 else {}
         group.require_same(run, "weights, thresholds, data or versions")
-        book = stack.enter_context(open_journal(Path(journal), run)) if kept and group.main else None
+        most = {"memory": share(model.device)}
+        book = stack.enter_context(open_journal(Path(journal), run, most)) if kept and group.main else None
+        most = group.exchange(most if book is None else book.found)[0]
+        stack.enter_context(decided(most["memory"]))
         done, total = _saved(book, steps, group)
         again = 0 if book is None else done if whole else min(done, 1)
         shares = _outcomes(model, read, steps, mode, (done, again), book, group, kept, watch)

@@ -1,8 +1,8 @@
 """Results by batch, on disk as they come: a run that was killed continues where it stopped.
 
 A journal is a text file of lines {"sha256": ..., "entry": ...}, where the checksum is of the entry's canonical JSON.
-The first entry says which run it is; entry n + 1 is what batch n gave. A line is on disk before the next batch begins,
-and a last line that was cut off is as if it had never been written.
+The first entry says which run it is, and what its first session found; entry n + 1 is what batch n gave. A line is on
+disk before the next batch begins, and a last line that was cut off is as if it had never been written.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ START = b'{"sha256": "'
 
 
 class Journal:
-    """An open journal: `entries` are those it had, one per batch in order."""
+    """An open journal: `entries` are those it had, one per batch in order; `found` what its first session found."""
 
-    def __init__(self, path: Path, file: BinaryIO, entries: list[Any]) -> None:
+    def __init__(self, path: Path, file: BinaryIO, entries: list[Any], found: Mapping[str, Any]) -> None:
         self.path = path
         self.file = file
         self.entries = entries
+        self.found = found
 
     def append(self, entry: Any) -> None:
         """Write one more entry and wait until it is on disk. Raises ConfigError when the disk is full."""
@@ -56,9 +57,10 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(path: Path, run: Mapping[str, Any]) -> Iterator[Journal]:
+def open_journal(path: Path, run: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> Iterator[Journal]:
     """The journal at `path` of the run that `run` (JSON values) describes; a new one where there is no file.
 
+    `found` (JSON values) is what only this session would find; later ones keep to what the first has found.
     Raises: ConfigError when the file is no journal, is damaged before its last line, belongs to another run (naming
     what differs), is in use, or cannot be written.
     """
@@ -71,6 +73,7 @@ def open_journal(path: Path, run: Mapping[str, Any]) -> Iterator[Journal]:
     with file:
         _lock(file, path)
         entries, end = _read(file.read(), path)
+        found = (entries[0].pop("found", None) if entries else None) or _plain(found or {})
         if entries and entries[0] != header:
             raise ConfigError(
                 f"journal {path} belongs to another run: {_difference(entries[0], header)}; repeat that run's command, "
@@ -78,9 +81,9 @@ def open_journal(path: Path, run: Mapping[str, Any]) -> Iterator[Journal]:
             )
         file.seek(end)
         file.truncate()
-        journal = Journal(path, file, entries[1:])
+        journal = Journal(path, file, entries[1:], found)
         if not entries:
-            journal.append(header)
+            journal.append({**header, "found": found})
         yield journal
 
 

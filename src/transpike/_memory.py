@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,10 @@ import torch.utils._pytree as pytree
 from . import ops
 from ._execute import Program
 from .errors import ConfigError
+from .multi_basis import SUBSTITUTES
 from .neurons import Framed, Neuron
 from .neurons.trajectory import CHUNK
+from .ops.multiply import ELEMENTWISE
 
 if TYPE_CHECKING:
     from ._model import SpikingModel
@@ -34,12 +38,14 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 # Return their argument, or a view of it, though their schema does not say so.
 SAME = (aten.dropout.default, aten.feature_dropout.default, aten.to.dtype, aten.to.device, aten.type_as.default)
+APPROXIMATIONS = frozenset(SUBSTITUTES.values())
 MATMULS = (aten.matmul.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default)
 # Of the C library's heap: blocks that are free but too small or too far apart to use again. Measured (docs/speed.md):
 # folded up to 1.9, and 3.2 with counting, whose masks are a quarter as large as everything else; streaming up to 4.4.
 SCATTERED = {"folded": 2.5, "counting": 4.0, "streaming": 5.0}
 WIDTH = 4  # bytes of a neuron's state, at least
 PROBE = 64  # samples at which the estimate is taken beside one
+_decided: ContextVar[tuple[int | None, ...]] = ContextVar("decided", default=())
 
 
 def parse_size(text: str) -> int:
@@ -70,11 +76,36 @@ def available(device: torch.device) -> int | None:
 
 def _number(path: str, key: str) -> int:
     lines = Path(path).read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
+    return int(next((line for line in lines if line.startswith(key)), "").split()[1])
+
+
+def share(device: torch.device) -> int | None:
+    """Bytes a run may take where nobody sets a budget: half of what is available now, or what was `decided`."""
+    if found := _decided.get():
+        return found[0]
+    most = available(device)
+    return None if most is None else int(SHARE * most)
+
+
+@contextlib.contextmanager
+def decided(limit: int | None) -> Iterator[None]:
+    """Within it `share` is this, whatever becomes available: how a batch is divided decides how its products round."""
+    token = _decided.set((limit,))
+    try:
+        yield
+    finally:
+        _decided.reset(token)
 
 
 def samples_at_once(
-    model: SpikingModel, samples: int, *, steps: int, folded: bool, count: bool, budget: int | None
+    model: SpikingModel,
+    samples: int,
+    *,
+    steps: int,
+    folded: bool,
+    count: bool,
+    budget: int | None,
+    precision: str = "float32",
 ) -> int:
     """How many samples of a batch to simulate together: as many as fit `budget` bytes beside weights and inputs, or
     half of the memory available, evenly divided. A model that cannot run folded gets its batches as they are.
@@ -83,13 +114,10 @@ def samples_at_once(
     """
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
         raise ConfigError(f"max_memory must be a whole number of bytes, not {budget!r}")
-    limit = budget
-    if limit is None:
-        most = available(model.device)
-        limit = None if most is None else int(SHARE * most)
+    limit = share(model.device) if budget is None else budget
     if limit is None or (model.unfoldable and budget is None):
         return samples
-    fixed, each = need(model, steps=steps, folded=folded, count=count)
+    fixed, each = need(model, steps=steps, folded=folded, count=count, precision=precision)
     fitting = int((limit - fixed) // max(each, 1))
     if model.unfoldable:
         if samples > fitting:
@@ -108,11 +136,19 @@ def samples_at_once(
 
 
 def parts_that_fit(
-    model: SpikingModel, leaves: tuple[torch.Tensor, ...], *, steps: int, folded: bool, count: bool, budget: int | None
+    model: SpikingModel,
+    leaves: tuple[torch.Tensor, ...],
+    *,
+    steps: int,
+    folded: bool,
+    count: bool,
+    budget: int | None,
+    precision: str = "float32",
 ) -> list[tuple[torch.Tensor, ...]]:
     """The inputs of a batch, divided as `samples_at_once` says."""
     samples = model.samples_in(leaves)
-    size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget)
+    how = {"steps": steps, "folded": folded, "count": count, "precision": precision}
+    size = samples_at_once(model, samples, budget=budget, **how)  # type: ignore[arg-type]
     return [leaves] if size >= samples else pieces(leaves, model.batch_axes, size)
 
 
@@ -122,23 +158,23 @@ def _shown(size: float) -> str:
     return f"{size / 10**9:.2f} GB" if size >= 10**9 else f"{size / 10**6:.0f} MB"
 
 
-def need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple[int, int]:
+def need(model: SpikingModel, *, steps: int, folded: bool, count: bool, precision: str = "float32") -> tuple[int, int]:
     """Bytes whatever the batch, and bytes per sample, of a run of `steps` steps. The model remembers them:
     going through its graph takes as long as a small batch."""
-    asked = (steps, folded, count)
+    asked = (steps, folded, count, precision)
     if asked not in model.needs:
-        model.needs[asked] = _need(model, steps=steps, folded=folded, count=count)
+        model.needs[asked] = _need(model, steps, folded, count, precision)
     return model.needs[asked]
 
 
-def _need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tuple[int, int]:
+def _need(model: SpikingModel, steps: int, folded: bool, count: bool, precision: str) -> tuple[int, int]:
     remembered = count and model.recipe.product_terms == 2  # who had spoken before the step
     masks = (2 + remembered) * count
     chunk = CHUNK if folded and model.device.type == "cpu" else None
-    one, many = (
-        peak(model.program, batch, steps if folded else 1, masks=masks, neurons=model.neurons, chunk=chunk)
-        for batch in (1, PROBE)
-    )
+    thirds = 6 if model.device.type == "cuda" else 18  # elsewhere they are widened again, to be multiplied
+    copies = {"float32": 0, "bfloat16": 2, "bfloat16x3": thirds}[precision]
+    how = {"masks": masks, "neurons": model.neurons, "chunk": chunk, "copies": copies}
+    one, many = (peak(model.program, batch, steps if folded else 1, **how) for batch in (1, PROBE))  # type: ignore[arg-type]
     kind = "streaming" if not folded else "counting" if count else "folded"
     scatter = SCATTERED[kind] if model.device.type == "cpu" else 1.0
     one, many = one * scatter, many * scatter
@@ -146,7 +182,14 @@ def _need(model: SpikingModel, *, steps: int, folded: bool, count: bool) -> tupl
     if not folded:
         each += (width(model) + remembered) * model.neurons_per_sample  # what neurons keep from step to step
         each += (steps - 1) * _bytes(model.program.result, 1)
-    return OVERHEAD + int(max(one - each, 0)), int(each)
+    kept = rounded_weights(model) if precision == "bfloat16" else 0
+    return OVERHEAD + kept + int(max(one - each, 0)), int(each)
+
+
+def rounded_weights(model: SpikingModel) -> int:
+    """Bytes of the weights that autocast keeps a copy of in bfloat16 while it is on."""
+    weights = model.program.module.parameters()
+    return 2 * sum(weight.numel() for weight in weights if weight.requires_grad and weight.dtype == torch.float32)
 
 
 def width(model: SpikingModel) -> int:
@@ -163,12 +206,13 @@ def peak(
     masks: int = 0,
     neurons: Mapping[str, Neuron] | None = None,
     chunk: int | None = CHUNK,
+    copies: int = 0,
 ) -> int:
     """Bytes of all values held at a time by a run of `steps` folded steps on `batch` samples, at most.
 
     Arguments: masks -- bytes per neuron and step that counting adds, until the neuron's last reader is done. neurons --
     by site: what they compute with depends on how often they fire in a step, and on their frames. chunk -- neurons
-    handled at a time; None for all.
+    handled at a time; None for all. copies -- bytes that a product allocates for each element that it reads.
     """
     prefix = sum(_bytes(node, batch) for node in program.prefix if node.op == "call_function" and not _is_view(node))
     held = sum(_bytes(node, batch * steps) for node in program.crossing if node.op != "get_attr") if steps > 1 else 0
@@ -188,7 +232,7 @@ def peak(
             neuron = (neurons or {}).get(str(node.args[1]))
             beside = _neuron_temporaries(node, neuron, batch * steps, steps, masks > 0, chunk)
         else:
-            beside = _temporaries(node, batch * steps)
+            beside = _temporaries(node, batch * steps, copies)
         most = max(most, held + own + masked.get(node, 0) + beside)
         held += own + masked.get(node, 0)
         for dead in program.dead_after.get(node, ()):
@@ -214,12 +258,20 @@ def _neuron_temporaries(
     return part * (held[0] + held[1] * counting) + elements * width * (framing + copied)
 
 
-def _temporaries(node: torch.fx.Node, batch: int) -> int:
-    """What an operator allocates beside its output: a matrix product copies of operands that are not contiguous, a
-    linear layer its weights in three parts of two bytes."""
+def _temporaries(node: torch.fx.Node, batch: int, copies: int) -> int:
+    """What an operator allocates beside its output: a product `copies` bytes for each element that it reads; a matrix
+    product copies of operands that are not contiguous, a linear layer its weights in three parts of two bytes; an
+    approximation an index, a mask and at most five copies of its output."""
+    if node.target in APPROXIMATIONS:
+        return 9 * _elements(node, batch) + 5 * _bytes(node, batch)
+    read = copies * sum(_elements(operand, batch) for operand in node.all_input_nodes) if _multiplies(node) else 0
     if node.target is aten.linear.default:
-        return 6 * _elements(node.args[1], 1)  # type: ignore[arg-type]
-    return sum(_bytes(operand, batch) for operand in node.all_input_nodes) if node.target in MATMULS else 0
+        return max(read, 6 * _elements(node.args[1], 1))  # type: ignore[arg-type]
+    return read + sum(_bytes(operand, batch) for operand in node.all_input_nodes if node.target in MATMULS)
+
+
+def _multiplies(node: torch.fx.Node) -> bool:
+    return ops.factors(node) is not None and node.target not in ELEMENTWISE
 
 
 def _aliased(node: torch.fx.Node) -> torch.fx.Node | None:
@@ -228,13 +280,13 @@ def _aliased(node: torch.fx.Node) -> torch.fx.Node | None:
 
 
 def _is_view(node: torch.fx.Node) -> bool:
-    if ops.is_site(node):
-        return False
+    if node.target in SAME:
+        return _width(node) == _width(node.all_input_nodes[0])
     schema = getattr(node.target, "_schema", None)
     if schema is None:
-        return True  # getitem and the arithmetic of sizes
+        return node.target is operator.getitem
     named = any(argument.alias_info is not None and not argument.alias_info.is_write for argument in schema.arguments)
-    return named and node.target not in (aten.reshape.default, aten.contiguous.default) or node.target in SAME
+    return named and node.target not in (aten.reshape.default, aten.contiguous.default)
 
 
 def _elements(node: torch.fx.Node, batch: int) -> int:
@@ -243,6 +295,10 @@ def _elements(node: torch.fx.Node, batch: int) -> int:
 
 def _bytes(node: torch.fx.Node, batch: int) -> int:
     return sum(_numel(leaf.shape, batch) * leaf.dtype.itemsize for leaf in _tensors(node.meta.get("val")))
+
+
+def _width(node: torch.fx.Node) -> int:
+    return sum(leaf.dtype.itemsize for leaf in _tensors(node.meta.get("val")))
 
 
 def _tensors(value: Any) -> Iterable[torch.Tensor]:
