@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import transpike
 from oracle import BLOCK_SITES, Block, Membrane, Mixing, literal_block
 from transpike._execute import run_body, run_prefix
+from transpike._kernels import may_hide_nan
 from transpike._normalise import locate_batch
 from transpike._simulate import check_precision
 from transpike.errors import CaptureError, ConfigError, DataError, TranspikeError
@@ -319,22 +321,46 @@ def test_numbers_of_16_bits_are_refused_with_what_to_do(dtype: torch.dtype) -> N
     assert snn.simulate(x, 1).outputs.dtype == torch.float32
 
 
+HIDING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "nan_to_num": torch.nan_to_num,
+    "where": lambda h: torch.where(h > 0, h, 0.0),
+    "isnan": lambda h: h.masked_fill(torch.isnan(h), 0.0),
+    "decision": lambda h: h.argmax(-1),
+}
+
+
 @pytest.mark.parametrize("mode", ["folded", "streaming"])
-def test_nan_that_an_operator_hides_is_found_where_it_arrives(mode: str) -> None:
+@pytest.mark.parametrize("name", HIDING)
+def test_nan_that_an_operator_hides_is_found_where_it_arrives(mode: str, name: str) -> None:
     class Hiding(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.nan_to_num(self.b(torch.tanh(self.a(x))))
+            return HIDING[name](self.b(torch.tanh(self.a(x))))
 
     x = torch.randn(6, 4)
-    snn = transpike.convert(Hiding().eval(), [x], "ecmt")
+    snn = transpike.convert(Hiding().eval(), [x], ecmt(allow_unknown=name == "decision"))
     x[2, 1] = torch.nan
     for kernel in ("compiled", "eager"):
         with pytest.raises(DataError, match="site b:input received NaN or infinity"):
             snn.simulate(x, 2, mode=mode, kernel=kernel)
+
+
+def test_masks_that_hide_no_signal_leave_nan_to_the_output() -> None:
+    """Looking at every site costs a pass over memory; a mask of the inputs, or of positions, hides no signal."""
+
+    class Causal(Block):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            x, allowed = self.embed(x), torch.ones(4, 4, dtype=torch.bool).tril()
+            scores = self.attn.q(x) @ self.attn.k(x).mT
+            scores = scores.masked_fill(~allowed, -torch.inf).masked_fill(mask[:, None] == 0, -1e9)
+            return self.head(torch.where(mask[..., None] > 0, scores.softmax(-1) @ self.attn.v(x), 0.0).mean(1))
+
+    torch.manual_seed(4)
+    batch = (randn(6, 4, 6), torch.tensor([[1, 1, 1, 0]] * 6))
+    assert not may_hide_nan(transpike.convert(Causal().double().eval(), [batch], "ecmt"))
 
 
 def test_a_cast_network_takes_inputs_of_any_float() -> None:

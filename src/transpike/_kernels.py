@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx
 
 from ._linear import Linear, linear_layers
 from .neurons import Neuron, choose, compiled_once, compiled_trajectory, fire_once, fits, trajectory
@@ -53,10 +54,16 @@ def choose_kernels(
     if not chosen.compiled:
         return chosen
     linear = linear_layers(model, steps if folded else None) if precision == "float32" else Linear()
-    return Kernels(chosen.neurons, linear, watched=_may_hide_nan(model))
+    return Kernels(chosen.neurons, linear, watched=may_hide_nan(model))
 
 
-def _may_hide_nan(model: SpikingModel) -> bool:
-    """Whether the output may look sound although a site received NaN."""
-    hidden = any(node.target is torch.ops.aten.nan_to_num.default for node in model.program.body)
-    return hidden or bool(model.plan.unknown) or not model.program.result.meta["val"].is_floating_point()
+def may_hide_nan(model: SpikingModel) -> bool:
+    """Whether the output may look sound although a site received NaN: what follows from a site is a condition, an index
+    or a count somewhere, which no NaN gets through, or there is an operator that takes it away or is not known."""
+    hidden = any(node.target is torch.ops.aten.nan_to_num.default or _is_whole(node) for node in model.program.body)
+    return hidden or bool(model.plan.unknown)
+
+
+def _is_whole(node: torch.fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.is_floating_point()
