@@ -163,6 +163,19 @@ def test_the_table_says_what_the_rule_gives(snn: transpike.SpikingModel, mode: s
     assert len(found.to_json()["rows"]) == 3
 
 
+def test_the_default_device_of_the_user_changes_nothing(snn: transpike.SpikingModel) -> None:
+    batch, held_out = randn(8, 4, 6), [SimpleNamespace(inputs=randn(6, 4, 6, seed=3), labels=None)]
+
+    def found() -> str:
+        stopped = transpike.stop_early(snn, batch, steps=3, threshold=0.3)
+        table = transpike.early_exit(snn, [batch], held_out, steps=3).to_json()
+        return json.dumps([stopped.outputs.tolist(), stopped.steps.tolist(), stopped.spikes.to_json(), table])
+
+    expected = found()
+    with torch.device("meta"):  # any but that of the model
+        assert found() == expected
+
+
 def test_refusals(snn: transpike.SpikingModel, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x = randn(3, 4, 6)
     with pytest.raises(ConfigError, match="threshold of early exit must be from 0 to 1, not 1.5"):

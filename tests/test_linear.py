@@ -125,6 +125,23 @@ def test_sums_that_float32_holds_are_exact() -> None:
     assert torch.equal(found, means_as_defined(spikes, weight.double(), None, False).float())
 
 
+def test_defaults_of_the_user_do_not_reach_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled code writes float32 numbers to addresses in the host's memory."""
+    called: list[tuple] = []
+    inputs, weight = torch.ones(1, 2, 3, 4), torch.ones(5, 4)
+    monkeypatch.setattr(parts, "_built", lambda: lambda *given: called.append(given))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            out = parts._in_parts(inputs, weight, None, False)
+            monkeypatch.setattr(parts, "_in_parts", means_as_defined)
+            assert parts._refusal.__wrapped__() == ""
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (out.dtype, out.device, out.shape) == (torch.float32, CPU, (1, 2, 3, 5)) and len(called) == 1
+    assert 0 not in called[0][:2] and 0 not in called[0][3:5], "memory there is"
+
+
 @needs_units
 def test_rows_and_threads_change_no_bit() -> None:
     spikes, weight, bias = spikes_of(2, 150, 96, outer=3), randn(200, 96), randn(200)

@@ -145,7 +145,7 @@ class Counter:
         """How many outputs each spike of an operand reaches: of one sample, or of all where they are not apart."""
         names: tuple[torch.fx.Node, torch.fx.Node] = ops.factors(node)  # type: ignore[assignment]
         if node.target is torch.ops.aten.linear.default:
-            return torch.tensor(values[names[1 - position]].shape[0])
+            return torch.tensor(values[names[1 - position]].shape[0], device="cpu")
         apart = batch_axis(names[position]) is not None
         given = {n: self._first(n, values[n]) if apart else values[n] for n in node.all_input_nodes}
         operand, weight = given[names[position]], given[names[1 - position]]

@@ -78,9 +78,9 @@ def _stopped(
     counter = Counter(model.program, tally, model.layers_by_node, 1, model.recipe.product_terms) if count else None
     state: dict[str, torch.Tensor] = {}
     crossing = once(model, leaves)
-    rows, resting = torch.arange(tally.samples), can_rest(model)
+    rows, resting = torch.arange(tally.samples, device="cpu"), can_rest(model)
     outputs: torch.Tensor | None = None
-    took = torch.full((tally.samples,), steps)
+    took = torch.full((tally.samples,), steps, device="cpu")
     for t in range(1, steps + 1):
         if counter is not None:
             counter.step = t - 1
@@ -252,7 +252,7 @@ class ExitBook:
 
     def update(self, run: Run, labels: torch.Tensor | None) -> None:
         answers = run.outputs.argmax(-1)
-        columns = torch.arange(answers.shape[1])
+        columns = torch.arange(answers.shape[1], device="cpu")
         labels = torch.full_like(answers[0], IGNORED) if labels is None else labels
         spikes = run.spikes.by_sample
         self.samples += len(columns)

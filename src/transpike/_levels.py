@@ -112,7 +112,7 @@ def count_levels(model: SpikingModel, inputs: Any, *, steps: int) -> LevelCounts
 def _histogram(emitted: torch.Tensor, amplitudes: tuple[float, ...]) -> np.ndarray:
     """How many elements have each amplitude: boundaries lie between them and 0, so rounding does not matter."""
     edges = sorted({*amplitudes, 0.0})
-    middle = torch.tensor([(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)], device=emitted.device)
-    places = torch.bucketize(emitted.flatten(), middle.to(emitted.dtype))
+    between = [(a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+    places = torch.bucketize(emitted.flatten(), emitted.new_tensor(between))
     counts = torch.bincount(places, minlength=len(edges)).cpu().numpy()
     return counts[[edges.index(amplitude) for amplitude in amplitudes]]

@@ -70,7 +70,8 @@ def refusal(device: torch.device) -> str:
 
 @functools.cache
 def _refusal() -> str:
-    spikes, weight = torch.eye(66, dtype=torch.bfloat16).repeat(3, 2, 1, 1), torch.arange(70.0 * 66).view(70, 66)
+    spikes = torch.eye(66, dtype=torch.bfloat16, device="cpu").repeat(3, 2, 1, 1)
+    weight = torch.arange(70 * 66, dtype=torch.float32, device="cpu").view(70, 66)
     reason = ""
     try:
         for said in (spikes, spikes.float()):
@@ -93,9 +94,9 @@ def _fits(inputs: Tensor, dtype: torch.dtype, weight: Tensor, bias: Tensor | Non
 def _in_parts(inputs: Tensor, weight: Tensor, bias: Tensor | None, rate: bool) -> Tensor:
     """Of [outer, T, rows, K]. Float32 inputs are numbers by themselves, their steps added up like those of spikes."""
     (outer, steps, rows, inner), columns = inputs.shape, weight.shape[0]
-    inputs, out = inputs.contiguous(), torch.empty(outer, steps, rows, columns)
+    inputs, out = inputs.contiguous(), weight.new_empty(outer, steps, rows, columns)
     blocks = -(-inner // BLOCK) * -(-columns // BLOCK)
-    packed = torch.empty(PARTS * blocks * BLOCK * BLOCK, dtype=torch.bfloat16)
+    packed = weight.new_empty(PARTS * blocks * BLOCK * BLOCK, dtype=torch.bfloat16)
     pointers = (None if x is None else x.data_ptr() for x in (inputs, weight, bias, packed, out))
     _built()(*pointers, steps, outer, rows, inner, columns, rate, inputs.dtype == torch.float32)
     return out
