@@ -40,7 +40,7 @@ def test_nothing_changes_but_where_weights_are(recipe: str, tmp_path: Path) -> N
     snn, x = convert(recipe), images()
     whole = {mode: snn.simulate(x, 3, mode=mode) for mode in ("folded", "streaming")}
     source, identified = snn.source(x), identity(snn, 3, "auto")
-    for device_map in ("disk", MIXED, torch.device("cpu")):
+    for device_map in ("disk", MIXED, torch.device("cpu"), "cpu:0"):
         snn.dispatch(device_map, offload_folder=tmp_path)
         for mode, expected in whole.items():
             run = snn.simulate(x, 3, mode=mode)
@@ -50,6 +50,16 @@ def test_nothing_changes_but_where_weights_are(recipe: str, tmp_path: Path) -> N
         assert identity(snn, 3, "auto") == identified  # a journal goes on
     assert torch.equal(snn.to("cpu").source(x), source)
     assert torch.equal(snn.simulate(x, 3).outputs, whole["folded"].outputs)
+
+
+def test_a_cast_brings_weights_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the main device: on several, no operator would find its inputs. (Meta stands for a device of its own.)"""
+    monkeypatch.setattr("transpike._dispatch.device_map._check_present", lambda where: None)
+    snn = convert().dispatch({"": "cpu:0", "head": "meta"})
+    assert {str(weight.device) for weight in snn.source_module.parameters()} == {"cpu", "meta"}
+    snn.to(torch.float64)
+    for module in (snn.program.module, snn.source_module):
+        assert {(str(w.device), w.dtype) for w in module.parameters()} == {("meta", torch.float64)}
 
 
 def test_weights_on_disk_leave_memory(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import torch
 
 import transpike
 from transpike import pipeline
-from transpike._evaluate import evaluate
+from transpike._evaluate import Outcome, evaluate
 from transpike._journal import open_journal
 from transpike._memory import need
 from transpike.cli import console, main
@@ -334,6 +334,16 @@ def test_batches_of_the_caller_are_compared(snn: Any, part: Any, tmp_path: Path,
     sizes = simulated(monkeypatch)
     assert numbers(evaluate(snn, iter(whole), steps=2, journal=path)) == expected
     assert sizes == [8, 8]
+
+
+@pytest.mark.parametrize("few", ["eager (too little work to compile)", ""])
+def test_a_short_last_batch_does_not_name_the_kernel(few: str) -> None:
+    many = "compiled, 3 linear layers in parts"
+    for kernels in ((many, few), (few, many)):
+        total = Outcome(Agreement(1), Tally(1), "", "", [])
+        for kernel in kernels:
+            total += Outcome(Agreement(1), Tally(1), "folded", kernel, [])
+        assert (total.kernel, total.mode) == (many, "folded")
 
 
 def test_counts_survive_json(snn: Any, part: Any) -> None:

@@ -72,7 +72,8 @@ class Outcome:
         self.score += other.score
         self.tally += other.tally
         self.mode = max(self.mode, other.mode, key=len)  # what says more: that a batch was divided
-        self.kernel = other.kernel or self.kernel
+        # A last batch of few samples, too little work to compile, says nothing of the others.
+        self.kernel = max(self.kernel, other.kernel, key=lambda kernel: (kernel.startswith("compiled"), len(kernel)))
         self.failed += other.failed
         return self
 

@@ -100,15 +100,16 @@ class SpikingModel:
 
     def to(self, *args: Any, **kwargs: Any) -> SpikingModel:
         """Move or cast as `torch.nn.Module.to` does; the source module, which shares the weights, goes along. What
-        `dispatch` spread comes together again."""
-        for target in (*args, *kwargs.values()):
-            if isinstance(dtype := getattr(target, "dtype", target), torch.dtype):
-                require_wide(dtype, f"this network cannot be cast to {dtype}")
+        `dispatch` spread comes together again, on its main device where none is named."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # as torch.nn.Module.to reads them
+        if dtype is not None:
+            require_wide(dtype, f"this network cannot be cast to {dtype}")
+        main = self.device if device is None else device
         if self.dispatched is not None:
             self.program = gather(self.dispatched, self.captured.graph, self.source_module)
             self.dispatched = None
-        self.program.module.to(*args, **kwargs)
-        self.source_module.to(*args, **kwargs)
+        for module in (self.program.module, self.source_module):
+            module.to(*args, **kwargs).to(main)
         self.captured = self.captured.cast(self.program.module)
         self.place_neurons()
         return self

@@ -71,7 +71,7 @@ def _place(path: str, device: Any) -> str:
             f"device_map puts {path or 'everything'} on {device!r}, which is no device; use 'cpu', 'disk' or a device "
             "such as 'cuda:0'"
         ) from error
-    return str(found)
+    return "cpu" if found.type == "cpu" else str(found)
 
 
 def _check_present(where: DeviceMap) -> None:
