@@ -13,6 +13,7 @@ from transpike.codecs.events import read_events, write_events
 from transpike.errors import ConfigError, ModelError
 from transpike.neurons import Differential, advance, trajectory
 from transpike.neurons.differential import one_by_one
+from transpike.neurons.staircase import Shelf, staircase
 from transpike.types import Threshold
 
 SMALLEST, LEVELS = 0.25, 8
@@ -87,6 +88,22 @@ def test_the_staircase_of_many_levels_is_firing_after_firing() -> None:
     twin_said, twin_spikes = one_by_one(values, 6, ladder, (-1.0, 1.0), True)
     assert spikes is not None and twin_spikes is not None
     assert torch.equal(said, twin_said) and torch.equal(spikes, twin_spikes.float())
+
+
+def test_tables_used_longest_ago_go_first() -> None:
+    table = staircase(lambda values: (values, values), 3, 0.5, 2, torch.float32, torch.device("cpu"))
+    assert table is not None
+    shelf, made = Shelf(2 * table.nbytes), []
+
+    def get(key: int) -> None:
+        assert shelf.get(key, lambda: made.append(key) or table) is table  # type: ignore[func-returns-value]
+
+    for key in (1, 2, 1, 3, 1, 2):
+        get(key)
+    assert made == [1, 2, 3, 2] and list(shelf.held) == [1, 2] and shelf.nbytes == 2 * table.nbytes
+    shelf.most = 1
+    get(4)
+    assert list(shelf.held) == [4], "what is asked for is kept"
 
 
 @pytest.mark.parametrize(

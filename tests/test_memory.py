@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 import transpike
 from oracle import Block, Mixing
 from transpike import _memory
-from transpike._memory import available, need, parse_size, peak, samples_at_once
+from transpike._memory import available, need, parse_size, peak, samples_at_once, tables
 from transpike.cli import main
 from transpike.errors import ConfigError
+from transpike.neurons.differential import TABLES
 from transpike.neurons.trajectory import CHUNK
 from transpike.products import linear_of_means, refusal
 
@@ -131,6 +132,13 @@ def test_the_estimate_has_room_for_lower_precision() -> None:
         assert held.most < kept + peak(model.program, 600, 2, neurons=model.neurons, copies=copies) < 1.7 * held.most
         with pytest.raises(ConfigError, match="one sample takes"):
             model.simulate(torch.randn(1, 8), 2, precision=precision, mode="folded", max_memory=fixed)
+
+
+def test_the_estimate_has_room_for_tables(balanced: transpike.SpikingModel) -> None:
+    """By which neurons that fire several times in a step look up what they say."""
+    found = {id(table): table for table in TABLES.held.values() if table is not None and table.said.dtype.itemsize == 8}
+    assert 0 < tables(balanced) <= sum(table.nbytes for table in found.values())
+    assert need(balanced, steps=1, folded=True, count=False)[0] >= _memory.OVERHEAD + tables(balanced)
 
 
 def test_a_system_without_the_entry_says_nothing(tmp_path: Path) -> None:

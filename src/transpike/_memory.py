@@ -183,7 +183,15 @@ def _need(model: SpikingModel, steps: int, folded: bool, count: bool, precision:
         each += (width(model) + remembered) * model.neurons_per_sample  # what neurons keep from step to step
         each += (steps - 1) * _bytes(model.program.result, 1)
     kept = rounded_weights(model) if precision == "bfloat16" else 0
-    return OVERHEAD + kept + int(max(one - each, 0)), int(each)
+    return OVERHEAD + kept + tables(model) + int(max(one - each, 0)), int(each)
+
+
+def tables(model: SpikingModel) -> int:
+    """Bytes of the tables in which neurons that fire several times in a step look up what they say."""
+    dtype = torch.float64 if width(model) == 8 else torch.float32
+    asked = {site: neuron for site, neuron in model.neurons.items() if hasattr(neuron, "stairs")}
+    found = (neuron.stairs(model.thresholds[site], dtype, model.device) for site, neuron in asked.items())  # type: ignore[attr-defined]
+    return sum({id(table): table.nbytes for table in found if table is not None}.values())
 
 
 def rounded_weights(model: SpikingModel) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,8 +12,10 @@ from ..errors import ConfigError
 from ..types import Threshold
 from .codes import sum_step
 from .multi_threshold import MultiThreshold, bounds, is_zero, nearest_level, one_scale
-from .staircase import Staircase, staircase
+from .staircase import KEPT, Shelf, Staircase, staircase
 from .trajectory import advance, spike_dtype, spikes_and, spikes_in, state_dtype
+
+TABLES = Shelf(KEPT)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,15 @@ class Differential:
         positive, negative, _, _, *ladder = self.parameters(threshold, torch.float64)
         if self.pulses == 1 or not one_scale(positive, negative):
             return None
-        return _stairs(self, tuple(ladder), bounds(positive, negative), dtype, device)
+        reach = bounds(positive, negative)
+
+        def fire(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return one_by_one(values, self.pulses, ladder, reach, True)  # type: ignore[return-value]
+
+        return TABLES.get(
+            (self, *reach, dtype, device),
+            lambda: staircase(fire, self.levels, self.cutoff, self.pulses, dtype, device),
+        )
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         return MultiThreshold(self.levels, self.cutoff).quantise(potential, threshold)
@@ -123,17 +132,3 @@ def one_by_one(
         left = left - level
         spikes = spikes_and(spikes, level) if count else None
     return start - left, spikes
-
-
-@functools.lru_cache(maxsize=256)
-def _stairs(
-    neuron: Differential,
-    ladder: tuple[float | None, ...],
-    reach: tuple[float, float],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Staircase | None:
-    def fire(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return one_by_one(values, neuron.pulses, ladder, reach, True)  # type: ignore[return-value]
-
-    return staircase(fire, neuron.levels, neuron.cutoff, neuron.pulses, dtype, device)

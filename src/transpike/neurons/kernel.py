@@ -120,7 +120,8 @@ def compiled_trajectory(
     out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=device) for _ in range(many)]
     state = [torch.empty(flat.shape[1:], dtype=computed, device=device)] if steps > STEPS_AT_ONCE else []
-    numbers, stairs, passes = _passes(neuron, threshold, steps, many, framed, emitted, computed, device)
+    stairs = _stairs(neuron, threshold, computed, device)
+    numbers, passes = _passes(neuron, threshold, steps, many, framed, emitted, stairs is not None, computed, device)
     rows = [each.unbind() for each in (flat, out, *marks)]
     for run, first, last in passes:
         run(numbers, stairs, beside, state, *(list(each[first:last]) for each in rows))
@@ -136,19 +137,19 @@ def _passes(
     masks: int,
     framed: bool,
     emitted: bool,
+    stairs: bool,
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[torch.Tensor, Staircase | None, tuple[tuple[Callable[..., None], int, int], ...]]:
-    """The numbers of a site, its staircase, and what runs over memory with the steps it is for; remembered, because
+) -> tuple[torch.Tensor, tuple[tuple[Callable[..., None], int, int], ...]]:
+    """The numbers of a site, and what runs over memory with the steps it is for; remembered, because
     finding it takes longer than running a small site."""
     parameters = neuron.parameters(threshold, dtype)
-    stairs = _stairs(neuron, threshold, dtype, device)
     kind = (type(neuron), neuron.code, neuron.pulses, _sorts(parameters))
     parts = [(first, min(first + STEPS_AT_ONCE, steps)) for first in range(0, steps, STEPS_AT_ONCE)]
-    beside = (masks, framed, emitted, stairs is not None)
+    beside = (masks, framed, emitted, stairs)
     forms = [Form(*kind, first, last, last < steps, *beside) for first, last in parts]
     runs = tuple((_compiled(form), *part) for form, part in zip(forms, parts, strict=True))
-    return _numbers(parameters, dtype, device), stairs, runs
+    return _numbers(parameters, dtype, device), runs
 
 
 def compiled_once(

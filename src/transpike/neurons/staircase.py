@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ import torch
 # whose sites have 5 levels takes as long as one whose sites have 17.
 MOST = 1 << 23
 AT_ONCE = 1 << 18  # entries computed together, so that a table takes little more memory than it has
+KEPT = (
+    1 << 29
+)  # bytes of all tables that are kept: all levels up to 17, of either sign and of both, take up to 300 MB in float32
 # Of the smallest level: where cutoffs may lie. Ties between levels lie at halves.
 FINEST = 3
 
@@ -28,6 +32,10 @@ class Staircase(NamedTuple):
     said: torch.Tensor
     spikes: torch.Tensor
     grid: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self)
 
     def of(self, value: torch.Tensor, *, count: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What is said of values, and how many spikes it takes; said is NaN of what is not finite."""
@@ -59,3 +67,24 @@ def staircase(
         part = slice(start, start + AT_ONCE)
         said[part], spikes[part] = fire(places / (2 * size))
     return Staircase(*(each.to(device) for each in (said, spikes, torch.tensor([size, reach], dtype=dtype))))
+
+
+class Shelf:
+    """Staircases by what they are of. Where they take more than `most` bytes, those go that were used longest ago."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held: dict[Hashable, Staircase | None] = {}
+        self.lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Staircase | None]) -> Staircase | None:
+        with self.lock:
+            found = self.held.pop(key) if key in self.held else make()
+            self.held[key] = found  # last
+            while self.nbytes > self.most and len(self.held) > 1:
+                del self.held[next(iter(self.held))]
+            return found
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stairs.nbytes for stairs in self.held.values() if stairs is not None)
