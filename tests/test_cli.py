@@ -183,6 +183,15 @@ def test_a_saved_network_knows_where_its_batch_is(say: Say, place: Path, monkeyp
     assert layers["command"] == ["transpike", *line.split()]
 
 
+def test_samples_that_calibrated_without_their_labels_are_left_out(say: Say, place: Path) -> None:
+    with np.load(place / "data.npz") as arrays:
+        np.savez(place / "bare.npz", x=arrays["x"])
+    assert say("convert mine:make --calibration bare.npz --every 4 --out net --quiet")[0] == 0
+    code, _, err = say("eval net --model mine:make --data data.npz --steps 1 --json r.json")
+    assert code == 0 and "6 samples of data.npz calibrated this network and are left out" in err
+    assert read(place / "r.json")["data"]["indices"] == [i for i in range(24) if i % 4]
+
+
 def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on(say: Say, place: Path) -> None:
     (place / "images/dog/1.png").write_bytes(b"not a picture")
     code, _, err = say("eval mine:make --data images --calibration other.npz --steps 2 --report out --json r.json")

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from transpike._parts import Part, calibrated_on, separate, without_calibration
 from transpike.data import Preprocess, Samples, Subset, loader, open_data, split, take
 from transpike.errors import ConfigError, DataError, InputError, MissingExtra
 
@@ -81,6 +82,9 @@ class Listed:
 
     def fingerprint(self) -> str:
         return "listed"
+
+    def digests(self) -> tuple[str, ...]:
+        return tuple(map(str, range(len(self))))
 
 
 def numbered(count: int) -> Listed:
@@ -651,6 +655,55 @@ def test_take_is_a_seeded_subset() -> None:
     assert take(samples, 99).indices == tuple(range(40))
     with pytest.raises(DataError):
         take(samples, 0)
+
+
+# Calibration and evaluation apart
+
+
+def same_inputs(kind: str, place: Path) -> tuple[Path, Path]:
+    """Twelve inputs, and the same ones under other names or without labels."""
+    if kind == "arrays":
+        x, mask = np.arange(12 * 5).reshape(12, 5), np.ones((12, 5), bool)
+        np.savez(place / "bare.npz", x=x, attention_mask=mask)
+        np.savez(place / "labelled.npz", x=x, attention_mask=mask, y=np.arange(12) % 3)
+        return place / "bare.npz", place / "labelled.npz"
+    files = {f"{name}/{i}.png": png(3 * i + k) for k, name in enumerate("abc") for i in range(4)}
+    flat = {f"{name.replace('/', '_')}": content for name, content in files.items()}
+    return write_tree(place / "flat", flat), write_tree(place / "classes", files)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "images"])
+def test_the_same_inputs_otherwise_named_or_labelled_are_one_source(kind: str, tmp_path: Path) -> None:
+    bare, labelled = (Part(open_data(path), path.name) for path in same_inputs(kind, tmp_path))
+    assert bare.record()["fingerprint"] != labelled.record()["fingerprint"]
+    few, rest, remark = separate(labelled, bare, count=5, every=None, seed=0)
+    assert "5 random samples (seed 0) calibrate, the other 7 are evaluated" in remark
+    assert sorted([*few.samples.indices, *rest.samples.indices]) == list(range(12))  # type: ignore[attr-defined]
+    used = Part(take(bare.samples, 4), bare.spec).used()  # as a saved network has it
+    kept, remark = without_calibration(labelled, used)
+    assert remark == f"4 samples of {labelled.spec} calibrated this network and are left out"
+    assert kept.record()["indices"] == [i for i in range(12) if i not in used["indices"]]
+    known = calibrated_on(labelled.samples, used)
+    assert known is not None and known.record()["indices"] == used["indices"]
+    with pytest.raises(DataError, match="every sample of .* was used to calibrate this network"):
+        without_calibration(labelled, bare.used())
+
+
+def test_a_part_of_the_data_that_calibrates_is_left_out(tmp_path: Path) -> None:
+    files = {f"{name}/{i}.png": png(9 * i + k) for k, name in enumerate("ab") for i in (1, 2)}
+    whole = write_tree(tmp_path / "all", {**files, "b/0.png": png(70)})
+    data, few = Part(open_data(whole), "all"), Part(open_data(whole / "a"), "all/a")
+    found, rest, remark = separate(data, few, count=2, every=None, seed=0)
+    assert len(found.samples) == 2 and remark == "2 samples of all calibrate and are left out"
+    assert [rest.samples.item_name(i) for i in range(len(rest.samples))] == ["b/0.png", "b/1.png", "b/2.png"]
+    with pytest.raises(DataError, match="every sample of all/a was used to calibrate"):
+        separate(few, data, count=5, every=None, seed=0)
+    other = Part(open_data(write_tree(tmp_path / "other", {"a/1.png": png(50), "b/1.png": png(51)})), "other")
+    assert separate(data, other, count=9, every=None, seed=0)[1:] == (data, "")
+    assert calibrated_on(data.samples, other.used()) is None
+    before = {key: value for key, value in few.used().items() if key != "digests"}  # of a network saved without them
+    assert without_calibration(data, before) == (data, "") and calibrated_on(data.samples, before) is None
+    assert without_calibration(few, {**before, "indices": [0]})[0].record()["indices"] == [1]
 
 
 # Batches

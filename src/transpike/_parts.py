@@ -33,6 +33,10 @@ class Part:
             "indices": _indices(self.samples),
         }
 
+    def used(self) -> dict[str, Any]:
+        """The record of samples that are not to be evaluated: with digests, which find them in other data, too."""
+        return {**self.record(), "digests": list(self.samples.digests())}
+
 
 def _indices(samples: Samples) -> list[int] | None:
     """Positions in the whole data, or None for all of it."""
@@ -54,12 +58,14 @@ def drawn(samples: Samples, *, count: int, every: int | None, seed: int) -> Subs
 def separate(
     data: Part, calibration: Part | None, *, count: int, every: int | None, seed: int
 ) -> tuple[Part, Part, str]:
-    """(calibration, evaluation) with no sample in both, and a remark on how they were kept apart ("": two sources).
+    """(calibration, evaluation) with no sample in both, and a remark on how they were kept apart ("": nothing to do).
 
-    One source serving both is split: every k-th sample, or `count` random ones, calibrate.
+    One source serving both, or two of the same inputs in the same order, is split: every k-th sample, or `count` random
+    ones, calibrate. Otherwise what calibrates is left out of the evaluation.
     """
-    if calibration is not None and not _same(calibration.samples, data.samples):
-        return Part(drawn(calibration.samples, count=count, every=every, seed=seed), calibration.spec), data, ""
+    if calibration is not None and calibration.whole.digests() != data.whole.digests():
+        few = Part(drawn(calibration.samples, count=count, every=every, seed=seed), calibration.spec)
+        return few, *without_calibration(data, few.used(), did="calibrate")
     if len(data.samples) < 2:
         raise DataError(f"{data.spec} has 1 sample here, which cannot both calibrate and be evaluated; give more")
     half = min(count, max(1, len(data.samples) // 2))
@@ -67,11 +73,6 @@ def separate(
     how = f"every {every}th sample" if every is not None else f"{len(chosen)} random samples (seed {seed})"
     remark = f"calibration and evaluation share {data.spec}: {how} calibrate, the other {len(rest)} are evaluated"
     return Part(chosen, data.spec), Part(rest, data.spec), remark
-
-
-def _same(one: Samples, other: Samples) -> bool:
-    """Whether two collections are parts of the same data."""
-    return _whole(one).fingerprint() == _whole(other).fingerprint()
 
 
 def _whole(samples: Samples) -> Samples:
@@ -83,15 +84,11 @@ def _whole(samples: Samples) -> Samples:
 def without_calibration(
     data: Part, saved: Mapping[str, Any], *, did: str = "calibrated this network"
 ) -> tuple[Part, str]:
-    """`data` less the samples a saved network was calibrated on, when it is the same data. `did`: what they did."""
-    record = data.record()
-    if record["fingerprint"] != saved.get("fingerprint"):
-        return data, ""
-    used = set(range(record["of"]) if saved.get("indices") is None else saved["indices"])
-    here = range(record["of"]) if record["indices"] is None else record["indices"]
-    kept = tuple(position for position, index in enumerate(here) if index not in used)
+    """`data` less the samples that `saved`, the record of a network's calibration, names: by position where it is the
+    same data, by content where it is other data. `did`: what they did."""
+    kept = _others(data, saved)
     if not kept:
-        use = "calibrate this network" if did.startswith("calibrated") else "tune the recipe"
+        use = "tune the recipe" if did.startswith("tuned") else "calibrate this network"
         raise DataError(f"every sample of {data.spec} was used to {use}; evaluate on other data")
     if len(kept) == len(data.samples):
         return data, ""
@@ -105,11 +102,24 @@ def without_tuning(data: Part, records: Sequence[Mapping[str, Any]], remark: str
         data, more = without_calibration(data, record, did="tuned the recipe")
         remark = "; ".join(filter(None, (remark, more)))
     return data, remark
+def _others(data: Part, saved: Mapping[str, Any]) -> tuple[int, ...]:
+    """Positions in `data.samples` of those that a record does not name."""
+    record = data.record()
+    if record["fingerprint"] != saved.get("fingerprint"):
+        digests = set(saved.get("digests", ()))
+        return tuple(i for i, digest in enumerate(data.samples.digests()) if digest not in digests)
+    used = set(range(record["of"]) if saved.get("indices") is None else saved["indices"])
+    here = range(record["of"]) if record["indices"] is None else record["indices"]
+    return tuple(position for position, index in enumerate(here) if index not in used)
 
 
 def calibrated_on(samples: Samples, saved: Mapping[str, Any]) -> Part | None:
     """Those of all the samples of a source that calibrated a saved network, or None where they come from elsewhere."""
-    if samples.fingerprint() != saved.get("fingerprint"):
-        return None
-    used = range(len(samples)) if saved.get("indices") is None else saved["indices"]
+    if samples.fingerprint() == saved.get("fingerprint"):
+        used = range(len(samples)) if saved.get("indices") is None else saved["indices"]
+    else:
+        places = {digest: i for i, digest in enumerate(samples.digests())}
+        used = [places.get(digest, -1) for digest in saved.get("digests", ())]
+        if not used or -1 in used:
+            return None
     return Part(Subset(samples, tuple(used)), str(saved.get("data", "")))

@@ -70,7 +70,7 @@ def convert(
         return
     known = choice.preparation(module)
     tuned = {"tuned": records} if (records := options.tuned_on([recipe])) else {}
-    network.save_pretrained(out, extra={**part.record(), **known, "seed": seed, "failed": failures.items, **tuned})
+    network.save_pretrained(out, extra={**part.used(), **known, "seed": seed, "failed": failures.items, **tuned})
     if not quiet:
         show(network.plan.site_table())
         show(network.plan.operator_table())

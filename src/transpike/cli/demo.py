@@ -34,7 +34,7 @@ def demo(
     few = pipeline.Part(take(pipeline.DataChoice("digits", split="train").open(module), 256), "digits")
     held_out = pipeline.Part(pipeline.DataChoice("digits", split="test").open(module), "digits")
     network = pipeline.convert_on(module, few, chosen, batch_size=64)
-    network.save_pretrained(Path(out) / "network", extra=few.record())
+    network.save_pretrained(Path(out) / "network", extra=few.used())
     output.print(f"{network}\nsaved to {Path(out) / 'network'}\n", highlight=False, markup=False, soft_wrap=True)
     with progress(f"simulating T = {steps}", len(held_out.samples)) as advance:
         result = pipeline.evaluate_on(

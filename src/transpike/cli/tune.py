@@ -102,7 +102,7 @@ def tune(
             max_drop=target.max_drop, max_energy=target.max_energy, steps=asked, by=by, few=few, settings=settings,
             batch_dim=batch_dim, journal=journal, progress=advance,
         )  # fmt: skip
-    record = {"data": pipeline.Part(calibrating, data).record(), "command": context.obj}
+    record = {"data": pipeline.Part(calibrating, data).used(), "command": context.obj}
     _present(tuned, failures, out, json, source=source.to_json(), seed=seed, device=source.device, **record)
     if not tuned.reached:
         raise typer.Exit(NOT_REACHED)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from transpike.data.preprocess import Preprocess, as_it_is
-from transpike.data.samples import Inputs, Label
+from transpike.data.samples import Inputs, Label, content_digest
 from transpike.errors import DataError
 
 
@@ -57,6 +57,14 @@ class Arrays:
             digest.update(f"{key}\0{array.dtype.str}\0{array.shape}\0".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def digests(self) -> tuple[str, ...]:
+        return self._by_row
+
+    @cached_property
+    def _by_row(self) -> tuple[str, ...]:
+        arrays = [self.x, *(rows for _, rows in sorted(self.extra.items()))]
+        return tuple(content_digest(array[i].tobytes() for array in arrays) for i in range(len(self.x)))
 
 
 def as_tensor(row: np.ndarray) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 
 from transpike.data.preprocess import Preprocess, as_it_is
-from transpike.data.samples import Inputs, Label
+from transpike.data.samples import Inputs, Label, content_digest
 from transpike.errors import DataError, MissingExtra
 
 # First match wins; pairs come first, for QNLI has (question, sentence).
@@ -61,18 +61,24 @@ class Table:
         return f"{self.name}[{i}]"
 
     def fingerprint(self) -> str:
-        return self._digest
+        return self._digested[0]
+
+    def digests(self) -> tuple[str, ...]:
+        return self._digested[1]
 
     @cached_property
-    def _digest(self) -> str:
+    def _digested(self) -> tuple[str, tuple[str, ...]]:
+        """Of all and of each row."""
         # Row by row over the columns in use: the chunks of the table underneath depend on how it was written.
-        digest = hashlib.sha256()
+        digest, each = hashlib.sha256(), []
         for row in _undecoded(self.rows, self.columns[0] if self.preprocess is not None else None):
-            for column in (*self.columns, *([self.label] if self.label else [])):
-                content = _content(row[column])
+            inputs = [_content(row[column]) for column in self.columns]
+            label = [(self.label, _content(row[self.label]))] if self.label else []
+            for column, content in [*zip(self.columns, inputs, strict=True), *label]:
                 digest.update(f"{column}\0{len(content)}\0".encode())
                 digest.update(content)
-        return digest.hexdigest()
+            each.append(content_digest(inputs))
+        return digest.hexdigest(), tuple(each)
 
 
 def open_hub(spec: str, *, preprocess: Preprocess | None, split: str, tokenizer: Any, max_length: int | None) -> Table:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, final
 from torch import Tensor
 
 from transpike.data.preprocess import Preprocess, require_pil
+from transpike.data.samples import content_digest
 from transpike.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -47,16 +48,21 @@ class EncodedImages:
         return self.items[i]
 
     def fingerprint(self) -> str:
-        return self._digest
+        return self._digested[0]
+
+    def digests(self) -> tuple[str, ...]:
+        return self._digested[1]
 
     @cached_property
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
+    def _digested(self) -> tuple[str, tuple[str, ...]]:
+        """Of all and of each, for every file is read once."""
+        digest, each = hashlib.sha256(), []
         for item in self.items:
             content = self.read(item)
-            digest.update(f"{item}\0{len(content)}\0".encode())
+            digest.update(f"{item}\0{len(content)}\0".encode("utf-8", "surrogateescape"))
             digest.update(content)
-        return digest.hexdigest()
+            each.append(content_digest([content]))
+        return digest.hexdigest(), tuple(each)
 
 
 def decode(content: bytes, *, item: str) -> Image:

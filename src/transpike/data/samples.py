@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -31,5 +33,19 @@ class Samples(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over names, sizes and content bytes: equal for equal data, wherever it is stored."""
+        """sha256 (hex) over names, sizes, content bytes and labels: equal for equal data, wherever it is stored."""
         ...
+
+    def digests(self) -> tuple[str, ...]:
+        """By sample, `content_digest` of its input as it is stored: equal for the same input in another collection,
+        under another name or label."""
+        ...
+
+
+def content_digest(parts: Iterable[bytes]) -> str:
+    """The first 64 bits (hex) of sha256 over byte strings and their lengths."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(f"{len(part)}\0".encode())
+        found.update(part)
+    return found.hexdigest()[:16]

@@ -45,6 +45,10 @@ class Subset:
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.parent_fingerprint} {self.indices}".encode()).hexdigest()
 
+    def digests(self) -> tuple[str, ...]:
+        every = self.parent.digests()
+        return tuple(every[i] for i in self.indices)
+
 
 def split(
     samples: Samples, *, calibration: int | None = None, seed: int = 0, every: int | None = None
