@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -203,6 +204,19 @@ def test_an_image_that_does_not_decode_is_named_and_the_run_goes_on(say: Say, pl
     assert report["samples"] == 8 and report["failed"]["count"] == 1
     assert report["failed"]["items"][0]["item"] == "dog/1.png"
     assert all((place / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in PICTURES)
+
+
+def test_file_names_that_are_no_utf8(say: Say, place: Path) -> None:
+    folder = place / os.fsdecode(b"bilder-\xfc")
+    try:
+        (place / "images/dog").rename(folder)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    (folder / "1.png").rename(folder / os.fsdecode(b"gr\xfcn.png"))
+    code, out, err = say(f"convert mine:make --calibration {folder.name} --recipe ecmt --out net --quiet")
+    assert code == 0, err
+    record = read(place / "net/config.json")["calibration"]
+    assert record["data"] == r"bilder-\udcfc" and record["name"] == record["data"] and len(record["digests"]) == 3
 
 
 def test_demo(say: Say, place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -29,6 +30,12 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot write --json .*pipe': it is no regular file; name a file"):
         check_file("--json", str(pipe))
     assert stat.S_ISFIFO(pipe.stat().st_mode) and list(tmp_path.iterdir()) == [pipe]
+
+
+def test_bytes_of_a_name_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
+    told = {"caf\udce9.png": ["na\udcefve", "ok é"]}
+    path = write_json(tmp_path / "a.json", told)
+    assert json.loads(path.read_bytes()) == {r"caf\udce9.png": [r"na\udcefve", "ok é"]}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="everything may be written by the superuser")

@@ -102,6 +102,8 @@ def without_tuning(data: Part, records: Sequence[Mapping[str, Any]], remark: str
         data, more = without_calibration(data, record, did="tuned the recipe")
         remark = "; ".join(filter(None, (remark, more)))
     return data, remark
+
+
 def _others(data: Part, saved: Mapping[str, Any]) -> tuple[int, ...]:
     """Positions in `data.samples` of those that a record does not name."""
     record = data.record()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,12 +61,15 @@ def write_json(path: Path, data: Any) -> Path:
 
 
 def put_json(temporary: Path, data: Any, *, called: Path) -> None:
-    """What `write_json` puts into its temporary file; errors speak of the file it will be `called`."""
+    """What `write_json` puts into its temporary file; errors speak of the file it will be `called`.
+
+    A file name may hold bytes that are not UTF-8, as lone surrogates, which JSON text cannot hold: they are spelled.
+    """
     try:
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{called} cannot hold a value that is not JSON: {error}; nothing was written") from error
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(re.sub("[\ud800-\udfff]", lambda one: rf"\\u{ord(one[0]):x}", text), encoding="utf-8")
 
 
 def _umask() -> int:
