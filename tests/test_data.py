@@ -305,6 +305,8 @@ def test_npz_images_go_through_the_preprocessing(tmp_path: Path) -> None:
     inputs, label = samples.fetch(1)
     torch.testing.assert_close(inputs, (torch.from_numpy(x[1:2]) / 255 - 0.1307) / 0.3081)
     assert (len(samples), label, type(label), samples.item_name(1)) == (3, 0, int, "a.npz[1]")
+    column = open_data(npz(tmp_path / "c.npz", x=x, y=np.array([[2], [0], [1]]))).fetch(0)[1]
+    assert (column, type(column)) == (2, int)
     colour = open_data(npz(tmp_path / "b.npz", x=np.full((2, 5, 6, 3), 51, np.uint8)))
     inputs, label = colour.fetch(0)
     assert inputs.shape == (3, 5, 6) and label is None

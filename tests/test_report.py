@@ -17,7 +17,7 @@ import torch
 import transpike
 from transpike._evaluate import Evaluation, evaluate
 from transpike._model import SpikingModel
-from transpike.errors import ConfigError, MissingExtra
+from transpike.errors import ConfigError, DataError, MissingExtra
 from transpike.measure import Agreement, Tally, interval
 from transpike.report import (
     accuracy_picture,
@@ -230,6 +230,23 @@ def test_no_drop_is_not_negative_zero(labelled: Evaluation) -> None:
     score.samples = score.labelled = 10
     score.source_right, score.right, score.same = 7, np.array([7]), np.array([10])
     assert accuracy_table(replace(labelled, score=score)).rows[0][3] == "0.00"
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "words"),
+    [
+        ([4], None, r"output has shape \[4\], one number a sample"),
+        ([4], [4], r"output has shape \[4\]"),
+        ([4, 3], [4, 1], r"labels of shape \[4, 1\] do not fit scores of shape \[4, 3\].*, \[4\], with -100"),
+        ([4, 7, 3], [4], r"labels of shape \[4\] do not fit .* \[4, 7\]"),
+        ([4, 4, 3], [4], r"labels of shape \[4\] do not fit .* \[4, 4\]"),  # what broadcasts without a word
+    ],
+)
+def test_one_label_for_each_prediction(scores: list[int], labels: list[int] | None, words: str) -> None:
+    score = Agreement(2)
+    with pytest.raises(DataError, match=words):
+        score.update(torch.ones(scores), torch.ones(2, *scores), None if labels is None else torch.zeros(labels))
+    assert score.samples == 0
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

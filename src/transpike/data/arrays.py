@@ -41,7 +41,8 @@ class Arrays:
         inputs = {self.x_name: x} | {key: as_tensor(rows[i]) for key, rows in self.extra.items()} if self.extra else x
         if self.y is None:
             return inputs, None
-        return inputs, int(self.y[i]) if self.y.ndim == 1 else as_tensor(self.y[i])
+        label = self.y[i]
+        return inputs, label.item() if label.size == 1 else as_tensor(label)
 
     def item_name(self, i: int) -> str:
         return f"{self.name}[{i}]"
@@ -73,7 +74,7 @@ def as_tensor(row: np.ndarray) -> Tensor:
 
 
 def open_npz(path: Path, *, preprocess: Preprocess | None) -> Arrays:
-    """x [N, ...] (uint8 images [N, H, W(, C)] go through `preprocess`), y [N] or [N, S], other arrays as named inputs.
+    """x [N, ...] (uint8 images [N, H, W(, C)] go through `preprocess`), y [N], [N, 1] or [N, S]; others: named inputs.
 
     Raises: DataError when the file is broken, x is missing, or lengths and types do not fit.
     """

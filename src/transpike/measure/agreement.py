@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import DataError
+
 IGNORED = -100
 
 
@@ -26,7 +28,20 @@ class Agreement:
         self.same = np.zeros(steps, np.int64)
 
     def update(self, source: torch.Tensor, outputs: torch.Tensor, labels: torch.Tensor | None) -> None:
-        """Arguments: source [B, ..., C]; outputs [T, B, ..., C]; labels [B, ...] with -100 where nothing is asked."""
+        """Arguments: source [B, ..., C]; outputs [T, B, ..., C]; labels [B, ...] with -100 where nothing is asked.
+
+        Raises: DataError when the output has no axis of scores, or there is not one label for each prediction.
+        """
+        if source.dim() < 2:
+            raise DataError(
+                f"the output has shape {list(source.shape)}, one number a sample; accuracy and agreement need scores "
+                "by class, [B, ..., C]"
+            )
+        if labels is not None and labels.shape != source.shape[:-1]:
+            raise DataError(
+                f"labels of shape {list(labels.shape)} do not fit scores of shape {list(source.shape)}; give one label "
+                f"for each prediction, {list(source.shape[:-1])}, with {IGNORED} where nothing is asked"
+            )
         answer, answers = source.argmax(-1), outputs.argmax(-1)
         asked = torch.ones_like(answer, dtype=torch.bool) if labels is None else labels != IGNORED
         self.samples += answer.shape[0]
