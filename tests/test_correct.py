@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 import transpike
 from transpike._compare import convert_each
+from transpike._correct import Pairing
 from transpike._execute import run_body, run_prefix
 from transpike._literal import Literal
 from transpike.errors import CalibrationError, ConfigError
 from transpike.neurons import fire_once, trajectory
+from transpike.observers import MinimumError
 from transpike.recipes import ecmt, parallel, qcfs, recipe_named
 
 
@@ -105,6 +107,36 @@ def test_distribution_by_hand(model: Deep, batches: list[Tensor]) -> None:
     source = sites(plain, x, source=True)[second][0]
     psi = (source - sites(snn, x)[second][0]).mean([0, 2, 3], keepdim=True)
     torch.testing.assert_close(snn.calibration.frames[second].offset, psi, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("how", ["bias", "distribution"])
+def test_batches_and_earlier_corrections_make_no_difference(model: Deep, batches: list[Tensor], how: str) -> None:
+    """At the first site, which no other site's correction reaches."""
+    plain = transpike.convert(model, batches, parallel(levels=3, **CLIPPED))
+    name, together = plain.plan.sites[0].name, torch.cat(batches)
+    expected = transpike.correct(plain, [together], how).calibration.frames[name].tensors()
+    again = transpike.correct(transpike.correct(plain, batches[:1], how), [together], how)
+    for found in (transpike.correct(plain, batches, how), transpike.correct(plain, batches[::-1], how), again):
+        tensors = found.calibration.frames[name].tensors()
+        assert tensors.keys() == expected.keys()
+        for part, tensor in expected.items():
+            torch.testing.assert_close(tensors[part], tensor, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shifts", [False, True])
+def test_frames_go_where_the_network_is_and_take_the_means_of_its_type(shifts: bool) -> None:
+    source = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6)).double().eval()
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor(
+        [1, 9, 0.1, 3]
+    )
+    snn = transpike.convert(source, [x], replace(ecmt(levels=2), range=MinimumError("channel", shifts)))
+    frames = transpike.correct(snn, [x]).calibration.frames
+    assert {tensor.dtype for frame in frames.values() for tensor in frame.tensors().values()} > {torch.float64}
+    pairing = Pairing(snn.to("meta"), "bias", 2, clipped=False)  # a device that works with its own tensors only
+    pairing.see((x.to("meta"),))
+    assert all(
+        frame.scale is not None and frame.scale.is_meta and frame.shift.is_meta for frame in pairing.frames.values()
+    )
 
 
 @pytest.mark.parametrize("how", ["bias", "distribution"])

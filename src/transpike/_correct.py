@@ -16,7 +16,7 @@ from ._execute import Values, run_body, run_prefix
 from ._model import SpikingModel
 from .calibration import batch_size
 from .errors import CalibrationError, ConfigError
-from .neurons import Frame, fire_once, plain
+from .neurons import Frame, Framed, fire_once, plain
 from .recipes import CORRECTIONS
 from .types import Site, SiteKind
 
@@ -82,11 +82,12 @@ def until(captured: Captured, batches: Iterable[Any], most: int | None) -> Itera
 
 
 class Pairing:
-    """Teacher and student on the same batches; `frames` by site are what they have shown so far."""
+    """Teacher and student on the same batches; `frames` by site, where its tensor is, are what they have shown so far.
+    What a frame had of that before the first batch is forgotten."""
 
     def __init__(self, model: SpikingModel, how: str, steps: int, clipped: bool) -> None:
         self.model, self.how, self.steps, self.clipped = model, how, steps, clipped
-        self.frames: dict[str, Frame] = dict(model.calibration.frames)
+        self.frames = {name: neuron.frame for name, neuron in model.neurons.items() if isinstance(neuron, Framed)}
         self.axes = {site.name: axis for site in model.plan.sites if (axis := channel_axis(site)) is not None}
         self.samples = 0
 
@@ -122,11 +123,10 @@ class Pairing:
             state[site], mean, _ = fire_once(neuron, state.get(site), t, frame.enter(value), threshold, count=False)
             if axis is None:
                 return frame.leave(mean)
-            gap = taught[site] - self._means(site, frame.leave(mean), axis)
-            if self.how == "bias":
-                self._learn(site, "shift", gap if frame.shift is None else frame.shift + gap, share)
-            else:
-                self._learn(site, "gain", 1 + gap / (max(threshold.positive, threshold.negative) or 1.0), share)
+            learnt = "shift" if self.how == "bias" else "gain"
+            gap = taught[site] - self._means(site, replace(frame, **{learnt: None}).leave(mean), axis)
+            worth = gap if self.how == "bias" else 1 + gap / (max(threshold.positive, threshold.negative) or 1.0)
+            self._learn(site, learnt, worth, share)
             return self.frames[site].leave(mean)
 
         for t in range(1, self.steps + 1):
@@ -134,13 +134,13 @@ class Pairing:
 
     def _means(self, site: str, value: torch.Tensor, axis: int) -> torch.Tensor:
         scale = self.frames.get(site, Frame()).scale
-        return channel_means(value, axis, None if scale is None else scale.to(value.device) ** -2)
+        return channel_means(value, axis, None if scale is None else scale**-2)
 
     def _learn(self, site: str, part: str, seen: torch.Tensor, share: float) -> None:
         """One of a frame's tensors becomes the mean over all batches, of which the last has this share."""
         frame = self.frames.get(site, Frame())
-        before = getattr(frame, part)
-        self.frames[site] = replace(frame, **{part: seen if before is None else torch.lerp(before, seen, share)})
+        mean = seen if share == 1 else torch.lerp(getattr(frame, part), seen, share)
+        self.frames[site] = replace(frame, **{part: mean})
 
 
 def channel_axis(site: Site) -> int | None:
