@@ -12,7 +12,7 @@ import pytest
 from transpike import RECIPES, Policy, Recipe, Site, SiteChoice, SiteKind, Threshold, TranspikeError
 from transpike.errors import ConfigError
 from transpike.neurons import NEURONS, MultiThreshold
-from transpike.observers import FixedPoint, Maximum, MinimumError, Percentile
+from transpike.observers import Balanced, FixedPoint, Maximum, MinimumError, Percentile
 from transpike.recipes import recipe_named
 
 # One option of each recipe changed at a time: (recipe, options, how to see that it arrived).
@@ -247,6 +247,24 @@ def test_what_is_not_a_recipe_is_refused(change: Any) -> None:
     assert isinstance(caught.value, TranspikeError)
     assert re.search(r"\w", str(caught.value))
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_recipe_file_leaves_out_has_its_default() -> None:
+    recipe = Recipe("mine", MultiThreshold(3), Maximum())
+    shortest = {key: recipe.to_json()[key] for key in ("name", "neuron", "range")}
+    assert Recipe.from_json(shortest) == recipe and recipe.threshold_bits == 8
+    assert Recipe.from_json({**shortest, "threshold_bits": None}).threshold_bits is None
+
+
+@pytest.mark.parametrize("outer", [Maximum(), Balanced(0.01)])
+@pytest.mark.parametrize("where", ["kinds", "patterns"])
+def test_balanced_under_a_kind_or_pattern_is_refused(outer: Any, where: str) -> None:
+    inner = {"linear": {"range": {"type": "balanced", "divergence": 0.1}}}
+    data = {**Recipe("mine", MultiThreshold(3), outer).to_json(), where: inner}
+    with pytest.raises(ConfigError, match="rule balanced is for all sites together, not for linear; make it"):
+        Recipe.from_json(data)
+    data[where] = {"linear": {"range": {"type": "maximum"}}}  # the other way round it is as meant
+    assert Recipe.from_json(data).range == outer
 
 
 def test_the_planted_breaks_are_what_breaks() -> None:

@@ -79,8 +79,13 @@ class Recipe:
         require_count("steps", self.steps)
         if not isinstance(self.sequential, bool):
             raise ConfigError(f"sequential must be True or False, not {self.sequential!r}")
-        rules = [self.range, *(choice.range for choice in (*self.kinds.values(), *self.patterns.values()))]
-        if self.sequential and any(isinstance(rule, Balanced) for rule in rules):
+        for key, choice in (*self.kinds.items(), *self.patterns.items()):
+            if isinstance(choice.range, Balanced):
+                raise ConfigError(
+                    f"rule balanced is for all sites together, not for {key}; make it the recipe's range, and name "
+                    "another rule for the sites that it is to leave out"
+                )
+        if self.sequential and isinstance(self.range, Balanced):
             raise ConfigError("balanced thresholds are set for all sites together; use sequential with another rule")
 
     def choice(self, site: Site) -> SiteChoice:
@@ -134,7 +139,9 @@ class Recipe:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Recipe:
-        """Raises ConfigError naming what is missing, unknown or out of range."""
+        """What is left out has the default of `Recipe`. Raises ConfigError naming what is missing, unknown or out of
+        range."""
+        plain = ("threshold_bits", "product_terms", "steps", "correction", "sequential")
         try:
             return Recipe(
                 name=str(data["name"]),
@@ -144,12 +151,8 @@ class Recipe:
                 kinds={SiteKind(kind): _choice_from_json(choice) for kind, choice in data.get("kinds", {}).items()},
                 patterns={pattern: _choice_from_json(choice) for pattern, choice in data.get("patterns", {}).items()},
                 site_levels={str(name): int(levels) for name, levels in data.get("site_levels", {}).items()},
-                threshold_bits=data.get("threshold_bits"),
-                product_terms=data.get("product_terms", 3),
-                steps=int(data.get("steps", 8)),
                 operators=data.get("operators") and Approximation.from_json(data["operators"]),
-                correction=data.get("correction", "none"),
-                sequential=data.get("sequential", False),
+                **{key: data[key] for key in plain if key in data},
             )
         except ConfigError:
             raise
