@@ -22,6 +22,7 @@ from transpike._levels import LevelCounts, count_levels
 from transpike.cli import main
 from transpike.energy import EnergySheet, energy_sheet, load_prices
 from transpike.energy.costs import COSTS
+from transpike.energy import information
 from transpike.energy.information import bits, distinct_values
 from transpike.energy.kinds import Kind
 from transpike.energy.ledger import Entry, ledger
@@ -493,6 +494,23 @@ def test_distinct_values_of_known_neurons() -> None:
     assert distinct_values(unequal, 5) == distinct_values(equal, 5), "unequal thresholds are no information"
     assert bits([], 4) == 1
     assert distinct_values([0.1, -0.1], 1, 8) == 17, "a window of 8 spikes of one worth"
+
+
+@pytest.mark.parametrize("pulses", [1, 2])
+def test_counts_of_more_steps_go_on_from_those_of_fewer(pulses: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, and every move is made once."""
+    amplitudes, asked = [0.5, 1.0, -1.5, -3.0, -6.0], (3, 1, 5, 2, 5)
+    sums = {0: {0}}
+    for t in range(1, 1 + max(asked) * pulses):  # in units of each sign's smallest level
+        moved = {value + level for value in sums[t - 1] for level in (0, 1, 2, -1, -2, -4)}
+        sums[t] = moved if pulses == 1 else {value for value in moved if -4 <= value <= 2}
+    made = []
+    for name in ("_anywhere", "_within_range"):
+        walk = getattr(information, name)
+        monkeypatch.setattr(information, name, lambda levels, walk=walk: (made.append(n) or n for n in walk(levels)))
+    information._counts.cache_clear()
+    assert [distinct_values(amplitudes, t, pulses) for t in asked] == [len(sums[t * pulses]) for t in asked]
+    assert len(made) == max(asked) * pulses
 
 
 # --- break-even, tables, levels --------------------------------------------------------------------------------------

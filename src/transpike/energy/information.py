@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
 from math import ceil, log2
 
 GRID = 1 << 24  # levels further apart than this are not levels of one neuron
@@ -40,29 +41,34 @@ def _grid(amplitudes: Sequence[float]) -> set[int]:
     return found
 
 
-@cache
-def _count(levels: tuple[int, ...], steps: int, in_range: bool) -> int:
-    """Sums as the bits of one integer: bit (value - least) is set when the value can be reached."""
-    if in_range:
-        return _count_in_range(levels, steps)
-    least = min((*levels, 0))
-    reached, moves = 1, [0, *levels]
-    for _ in range(steps):
-        wider = 0
-        for move in moves:
-            wider |= reached << (move - least)
-        reached = wider
-    return reached.bit_count()
+def _count(levels: tuple[int, ...], moves: int, in_range: bool) -> int:
+    counts, further = _counts(levels, in_range)
+    counts.extend(islice(further, max(moves + 1 - len(counts), 0)))
+    return counts[moves]
 
 
-def _count_in_range(levels: tuple[int, ...], moves: int) -> int:
-    """Bit (value + offset) is set for a value between the lowest and the highest level that can be reached."""
+@lru_cache(maxsize=32)
+def _counts(levels: tuple[int, ...], in_range: bool) -> tuple[list[int], Iterator[int]]:
+    """Counts after 0, 1, 2, ... moves as far as they were asked for, and what goes on from there."""
+    return [1], _within_range(levels) if in_range else _anywhere(levels)
+
+
+def _anywhere(levels: tuple[int, ...]) -> Iterator[int]:
+    """After 1, 2, ... moves; sums as the bits of one integer: bit (value - least) is set for those that are reached."""
+    least, reached = min((*levels, 0)), 1
+    while True:
+        before, reached = reached, reached << -least
+        for level in levels:
+            reached |= before << (level - least)
+        yield reached.bit_count()
+
+
+def _within_range(levels: tuple[int, ...]) -> Iterator[int]:
+    """The same of sums that stay between the lowest and the highest level: bit (value - low)."""
     low, high = min((*levels, 0)), max((*levels, 0))
     reached, whole = 1 << -low, (1 << (high - low + 1)) - 1
-    for _ in range(moves):
+    while True:
         before = reached
         for level in levels:
             reached |= (before << level if level > 0 else before >> -level) & whole
-        if reached == before:
-            break
-    return reached.bit_count()
+        yield reached.bit_count()
