@@ -765,12 +765,24 @@ def test_an_error_of_the_caller_is_not_swallowed() -> None:
         list(loader(Listed([OSError("x"), (torch.zeros(1), 0)]), batch_size=1, on_failure=stop))
 
 
-@pytest.mark.parametrize("error", [MissingExtra("pillow", "vision", "reading images"), ConfigError("bad setting")])
+@pytest.mark.parametrize(
+    "error", [MissingExtra("pillow", "vision", "reading images"), ConfigError("bad setting"), MemoryError()]
+)
 def test_a_missing_package_is_not_a_broken_sample(error: Exception) -> None:
     told: list[str] = []
     with pytest.raises(type(error)):
         list(loader(Listed([error, (torch.zeros(1), 0)]), batch_size=1, on_failure=lambda item, _: told.append(item)))
     assert told == []
+
+
+def test_running_out_of_memory_is_not_a_broken_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Image.Image) -> None:
+        raise MemoryError
+
+    samples = open_data(write_tree(tmp_path / "images", {"a.png": png(1), "b.png": png(2)}))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", full)
+    with pytest.raises(MemoryError):
+        list(loader(samples, batch_size=1))
 
 
 @pytest.mark.parametrize("label", [10, -1, torch.tensor([0, -100, 10])], ids=["too large", "negative", "per token"])

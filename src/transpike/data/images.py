@@ -74,6 +74,8 @@ def decode(content: bytes, *, item: str) -> Image:
     try:
         image = pil.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP", "WEBP"))
         image.load()
+    except MemoryError:
+        raise  # says nothing about the file
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ... on broken files
         unknown = isinstance(error, pil.UnidentifiedImageError)  # whose text has an address in memory
         why = "no JPEG, PNG, BMP or WebP" if unknown else str(error)

@@ -98,8 +98,8 @@ def fetch(samples: Samples, i: int, *, num_classes: int | None) -> Fetched | Exc
     item = samples.item_name(i)
     try:
         inputs, label = samples.fetch(i)
-    except (MissingExtra, ConfigError):
-        raise  # says something about the installation or the settings, not about this sample
+    except (MissingExtra, ConfigError, MemoryError):
+        raise  # says something about the installation, the settings or the machine, not about this sample
     except Exception as error:  # whatever a decoder raises
         return error
     return _checked(i, item, inputs, label, num_classes=num_classes)
