@@ -20,9 +20,8 @@ from families import FAMILIES, Family
 from oracle import Block
 from transpike._levels import LevelCounts, count_levels
 from transpike.cli import main
-from transpike.energy import EnergySheet, energy_sheet, load_prices
+from transpike.energy import EnergySheet, energy_sheet, information, load_prices
 from transpike.energy.costs import COSTS
-from transpike.energy import information
 from transpike.energy.information import bits, distinct_values
 from transpike.energy.kinds import Kind
 from transpike.energy.ledger import Entry, ledger
