@@ -301,6 +301,29 @@ def test_gates() -> None:
     assert tally.dense[layer.name] == 8
 
 
+class Factors(nn.Module):
+    """Matrix factorisation: two tables have no source in common, a row and its own gate have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item, self.head = nn.Embedding(9, 6), nn.Embedding(8, 6), nn.Linear(6, 3)
+
+    def forward(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        user = self.user(users)
+        return self.head(user * torch.sigmoid(user) * self.item(items))
+
+
+def test_a_product_of_two_tables_is_a_product() -> None:
+    torch.manual_seed(7)
+    users, items = torch.randint(0, 9, (8,)), torch.randint(0, 8, (8,))
+    snn = transpike.convert(Factors().double().eval(), [(users, items)], recipe_named("ecmt", levels=3))
+    roles = [operator.role for operator in snn.plan.operators if operator.op == "mul.Tensor"]
+    assert roles == [transpike.Role.NONLINEAR, transpike.Role.PRODUCT]
+    tally = snn.simulate((users, items), STEPS).spikes
+    (layer,) = [layer for layer in snn.plan.layers if layer.role is transpike.Role.PRODUCT]
+    assert tally.operations[layer.name].sum() > 0
+
+
 def test_an_analog_head_counts_its_inputs() -> None:
     """Behind a neuron, a layer without one reads ReLU outputs: each non-zero one is an accumulate per output."""
     torch.manual_seed(6)

@@ -67,8 +67,9 @@ def common_source(
 ) -> torch.fx.Node | None:
     """The one tensor both nodes are functions of, with no weight layer, product or slice in between.
 
-    Walks back from both nodes, always expanding the latest, until a single tensor is left; a weight layer, an input or
-    an operator that takes a tensor apart ends the search, because what lies on both sides of it are different signals.
+    Walks back from both nodes, always expanding the latest, until a single tensor is left; a weight layer, a table, an
+    input or an operator that takes a tensor apart ends the search, because what lies on both sides of it are different
+    signals.
     """
     order = {node: index for index, node in enumerate(pair[0].graph.nodes)}
     frontier = set(pair)
@@ -76,8 +77,11 @@ def common_source(
         latest = max(frontier, key=order.__getitem__)
         if latest.op != "call_function" or _separates(latest, provenance):
             return None
+        sources = [node for node in latest.all_input_nodes if carries(node, provenance)]
+        if not sources:  # a row of a table
+            return None
         frontier.remove(latest)
-        frontier.update(node for node in latest.all_input_nodes if carries(node, provenance))
+        frontier.update(sources)
     return frontier.pop()
 
 
