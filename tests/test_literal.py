@@ -84,6 +84,31 @@ def test_run_counts_what_the_simulator_counts() -> None:
     assert (run.spikes.neurons, run.spikes.samples) == (fast.neurons, fast.samples)
 
 
+class Chooses(torch.nn.Module):
+    """A ReLU spelled out: which values stay changes over time with the signal."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.one, self.two, self.three = torch.nn.Linear(4, 6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.two(self.one(x).relu())
+        return self.three(torch.where(h < 0, 0.0, h) if self.how == "where" else h.masked_fill(h < 0, 0.0))
+
+
+@pytest.mark.parametrize("how", ["where", "masked_fill"])
+@pytest.mark.parametrize("recipe", ["ecmt", "differential"])
+def test_choices_that_depend_on_a_signal(how: str, recipe: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 4, dtype=torch.float64)
+    snn = transpike.convert(Chooses(how).double().eval(), [x], RECIPES[recipe](levels=3))
+    assert {o.role for o in snn.plan.operators if how in o.op} == {transpike.Role.NONLINEAR}
+    without_ties(snn)
+    found, _ = drift(snn, x, steps=6, check=True)
+    assert max(found.outputs) < 1e-12 and not any(found.spikes) and found.emitted[0] > 0
+
+
 def test_a_neuron_that_emits_what_is_not_a_level_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     snn, images = digits()
     monkeypatch.setattr(type(next(iter(snn.neurons.values()))), "quantise", lambda self, v, threshold: v * 0.3)

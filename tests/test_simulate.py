@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -250,6 +251,39 @@ def test_the_module_and_the_inputs_stay_as_they_are(network: str) -> None:
     assert all(torch.equal(leaf, copy) for leaf, copy in zip(leaves, copies, strict=True))
     with torch.no_grad():
         assert torch.equal(model(**batch) if isinstance(batch, dict) else model(batch), answer)
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+class WithGradients(nn.Module):
+    """Layers in a region with gradients, one of them in a region without in it."""
+
+    def __init__(self, switched: bool) -> None:
+        super().__init__()
+        self.switched = switched
+        self.one, self.two, self.three, self.four = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad() if self.switched else contextlib.nullcontext():
+            x = self.two(self.one(x).relu())
+            with torch.no_grad() if self.switched else contextlib.nullcontext():
+                gate = self.three(x.relu()).sigmoid()
+            x = x * gate
+        return self.four(x.relu()) + gate[:, :3]
+
+
+def test_layers_where_gradients_are_switched_are_layers() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 4, dtype=torch.float64)
+    plain = WithGradients(False).double().eval()
+    switched = WithGradients(True).double().eval()
+    switched.load_state_dict(plain.state_dict())
+    found, expected = (transpike.convert(model, [x], ecmt(levels=3)) for model in (switched, plain))
+    sites, others = ([(site.kind, site.shape, site.batch_axis) for site in snn.plan.sites] for snn in (found, expected))
+    assert sites == others and len(sites) == 5
+    assert str(found.plan.operator_table()) == str(expected.plan.operator_table()) and not found.unfoldable
+    assert torch.equal(found.simulate(x, 3).outputs, expected.simulate(x, 3).outputs)
 
 
 # --- autocast --------------------------------------------------------------------------------------------------------

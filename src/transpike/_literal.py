@@ -206,7 +206,7 @@ class Literal:
 
     def _compensated(self, node: torch.fx.Node, values: Values, crossing: Values, state: State, t: int) -> Any:
         """An expectation compensation module: running sums of its inputs, and the total it has emitted."""
-        moving = [n for n in node.all_input_nodes if n in self.moving and isinstance(values[n], torch.Tensor)]
+        moving = [n for n in node.all_input_nodes if n in self.moving and _adds(values[n])]
         before = state.sums.get(node.name) or tuple(torch.zeros_like(values[n]) for n in moving)
         sums = tuple(s + values[n] for s, n in zip(before, moving, strict=True))
         state.sums[node.name] = sums
@@ -265,6 +265,11 @@ class Literal:
         others = {n: values[n] if n in values else crossing[n] for n in node.all_input_nodes if n is not source}
         moved = [call(node, {**others, source: channel}) for channel in spikes.channels]
         return Spikes(torch.stack(moved), spikes.amplitudes, spikes.dtype)
+
+
+def _adds(value: Any) -> bool:
+    """Whether a value is a train whose sum over steps means something; a condition holds for the step it came in."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _check_steps(steps: int, first: int) -> None:

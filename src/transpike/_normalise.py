@@ -1,5 +1,5 @@
-"""The normal form of an exported graph: attention split, no in-place operator on a signal, and every node knows its
-module path and where its batch is."""
+"""The normal form of an exported graph: one graph, attention split, no in-place operator on a signal, and every node
+knows its module path and where its batch is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .errors import CaptureError
 from .ops import attention
 
 aten = torch.ops.aten
+REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
 def module_path(node: torch.fx.Node) -> str:
@@ -26,6 +27,9 @@ def module_path(node: torch.fx.Node) -> str:
 
 def normalise(module: torch.fx.GraphModule) -> None:
     graph = module.graph
+    while regions := [node for node in graph.nodes if node.target is REGION]:  # one may lie in another
+        for region in regions:
+            _inline(module, region)
     for node in list(graph.nodes):
         if node.op == "call_module" or (node.op == "call_function" and _only_asserts(node)):
             graph.erase_node(node)
@@ -40,6 +44,25 @@ def normalise(module: torch.fx.GraphModule) -> None:
         del module._guards_fn
     graph.lint()
     module.recompile()
+
+
+def _inline(module: torch.fx.GraphModule, region: torch.fx.Node) -> None:
+    """Put the operators of a region, which has its own setting for gradients, in its place."""
+    _, body, *given = region.args
+    inner = module.get_submodule(body.target).graph  # type: ignore[union-attr, arg-type]
+    known = dict(zip((node for node in inner.nodes if node.op == "placeholder"), given, strict=True))
+    with module.graph.inserting_before(region):
+        for node in inner.nodes:
+            if node.op == "output":
+                results = torch.fx.map_arg(node.args[0], known.__getitem__)
+            elif node.op != "placeholder":
+                known[node] = module.graph.node_copy(node, known.__getitem__)
+                if node.op == "get_attr":
+                    known[node].target = f"{body.target}.{node.target}"  # type: ignore[union-attr]
+    for item in list(region.users):
+        item.replace_all_uses_with(results[item.args[1]])
+        module.graph.erase_node(item)
+    module.graph.erase_node(region)
 
 
 def _only_asserts(node: torch.fx.Node) -> bool:

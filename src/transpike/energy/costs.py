@@ -15,6 +15,7 @@ import torch.fx
 
 from ..measure import dense_operations
 from ..ops import FACTORS, factors
+from ..ops.affine import CHOICES
 from ..ops.multiply import ELEMENTWISE
 from ..ops.rule import argument
 from ..ops.shape import KEEPS_ALL, SELECTS
@@ -162,12 +163,9 @@ _LOGIC = (aten.logical_not.default, aten.logical_and.default, aten.logical_or.de
           aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.__and__.Tensor, aten.__or__.Tensor)  # fmt: skip
 _CREATES = (aten.arange.default, aten.arange.start, aten.ones.default, aten.zeros.default, aten.zeros_like.default,
             aten.ones_like.default, aten.full.default, aten.full_like.default, aten.embedding.default)  # fmt: skip
-_SELECTION = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
-_REGION = torch.ops.higher_order.wrap_with_set_grad_enabled  # its body is operators we do not see
-_MOVES = tuple(op for op in (*KEEPS_ALL, *SELECTS) if op is not _REGION)
 
 COSTS: dict[Any, Rule] = {
-    **_rowwise((*_MOVES, *_LOGIC, *_CREATES, *_SELECTION), _free),
+    **_rowwise((*KEEPS_ALL, *SELECTS, *CHOICES, *_LOGIC, *_CREATES), _free),
     **_rowwise((op for op in FACTORS if op not in ELEMENTWISE), layer),
     aten.einsum.default: layer,
     **_rowwise((aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Scalar), _each(add=1)),

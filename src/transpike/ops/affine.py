@@ -23,11 +23,23 @@ def frozen_batch_norm(node: torch.fx.Node, provenance: Mapping[torch.fx.Node, Pr
     return Role.UNKNOWN if argument(node, 5, "training") else Role.AFFINE
 
 
-def selection(node: torch.fx.Node, provenance: Mapping[torch.fx.Node, Provenance]) -> Role:
-    """`where` chooses between values; it is nonlinear when the condition itself depends on a signal."""
-    return Role.NONLINEAR if carries(argument(node, 0, "condition"), provenance) else Role.STRUCTURAL
+def chosen_by(position: int, name: str) -> Rule:
+    """A choice between values is nonlinear when the argument that decides depends on a signal."""
+
+    def rule(node: torch.fx.Node, provenance: Mapping[torch.fx.Node, Provenance]) -> Role:
+        return Role.NONLINEAR if carries(argument(node, position, name), provenance) else Role.STRUCTURAL
+
+    return rule
 
 
+CHOICES: dict[object, Rule] = {
+    aten.where.self: chosen_by(0, "condition"),
+    aten.where.ScalarOther: chosen_by(0, "condition"),
+    aten.where.ScalarSelf: chosen_by(0, "condition"),
+    aten.where.Scalar: chosen_by(0, "condition"),
+    aten.masked_fill.Scalar: chosen_by(1, "mask"),
+    aten.masked_fill.Tensor: chosen_by(1, "mask"),
+}
 ELEMENT_BY_ELEMENT = (
     aten.add.Tensor,
     aten.add.Scalar,
@@ -62,8 +74,5 @@ RULES: dict[object, Rule] = {
     **{op: always(Role.AFFINE) for op in ALWAYS_AFFINE},
     aten.div.Tensor: quotient,
     aten.batch_norm.default: frozen_batch_norm,
-    aten.where.self: selection,
-    aten.where.ScalarOther: selection,
-    aten.where.ScalarSelf: selection,
-    aten.where.Scalar: selection,
+    **CHOICES,
 }

@@ -82,15 +82,12 @@ SELECTS = (
     aten.index.Tensor,
     aten.index_select.default,
     aten.gather.default,
-    aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor,
     aten.tril.default,
     aten.triu.default,
     aten.im2col.default,
     aten.unfold.default,
     aten.diagonal.default,
     aten.sym_size.int,
-    torch.ops.higher_order.wrap_with_set_grad_enabled,
 )
 
 RULES: dict[object, Rule] = {op: always(Role.STRUCTURAL) for op in (*KEEPS_ALL, *SELECTS) if op is not None}
