@@ -301,6 +301,27 @@ def test_gates() -> None:
     assert tally.dense[layer.name] == 8
 
 
+class TokensFirst(nn.Module):
+    """[S, B, D] with a gate [B, D] for all tokens: the operands have their batch in different places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.first(x))
+        return self.down(nn.functional.silu(self.gate(x[0])) * self.up(x))
+
+
+@pytest.mark.parametrize("tokens", [STEPS, 5], ids=["which divides as steps do", "which does not divide"])
+def test_factors_whose_batches_lie_in_different_dimensions(tokens: int) -> None:
+    torch.manual_seed(5)
+    x = randn(tokens, 6, 4)
+    snn = transpike.convert(TokensFirst().double().eval(), [x], recipe_named("ecmt", levels=3), batch_dim=1)
+    (layer,) = [layer for layer in snn.plan.layers if layer.role is transpike.Role.PRODUCT]
+    assert len(set(counted(snn, x).operations[layer.name].tolist())) > 1
+
+
 class Factors(nn.Module):
     """Matrix factorisation: two tables have no source in common, a row and its own gate have."""
 

@@ -62,12 +62,12 @@ def product_operations(
     """Pairs of non-zero elements that a product multiplies, per step: sum over k of count_left(k) count_right(k).
 
     Arguments: left, right -- masks (bool, or counts of spikes) in the operands' shapes, time folded into the batch axes
-    `axes`.
+    `axes` (an elementwise product has it where the result has).
     Returns: int64 [steps]. By counts of rows and columns, never by a second product.
     """
     if node.target in ELEMENTWISE:
         both = left.to(torch.int32) * right
-        return per_step(both, steps, axes[0]).flatten(1).sum(1)
+        return per_step(both, steps, node.meta.get("batch_axis") or 0).flatten(1).sum(1)
     if node.target is aten.einsum.default:
         return _einsum_pairs(str(node.args[0]), left, right, steps, axes)
     counts = product_counts(left, 0, steps, axes[0]), product_counts(right, 1, steps, axes[1])
