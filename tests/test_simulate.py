@@ -286,6 +286,34 @@ def test_layers_where_gradients_are_switched_are_layers() -> None:
     assert torch.equal(found.simulate(x, 3).outputs, expected.simulate(x, 3).outputs)
 
 
+class Masked(nn.Module):
+    """[B, 2, 4, 4] -> [B, 3], with a constant made on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Linear(48, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.tril(torch.ones(4, 4, dtype=x.dtype))
+        return self.head(nn.functional.gelu(self.two(self.one(x).relu()) * mask).flatten(1))
+
+
+@pytest.mark.parametrize("recipe", ["ecmt", "balanced", "mbe"])
+def test_inference_mode_changes_nothing(recipe: str) -> None:
+    """Neither where the model was made in it, too. Inside comes first: fits of functions are kept."""
+
+    def run() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        snn = transpike.convert(Masked().double().eval(), [randn(6, 2, 4, 4)], recipe)
+        return snn.thresholds, snn.simulate(randn(3, 2, 4, 4, seed=1), 2)
+
+    with torch.inference_mode():
+        thresholds, found = run()
+    expected = run()
+    assert thresholds == expected[0] and found.spikes.to_json() == expected[1].spikes.to_json()
+    assert found.outputs.is_inference() and torch.equal(found.outputs, expected[1].outputs)
+
+
 # --- autocast --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class Probing(torch.fx.Interpreter):
         return value
 
 
+@torch.inference_mode(False)
 def fisher_information(
     marked: torch.fx.GraphModule,
     readers: Mapping[str, tuple[str, ...]],
@@ -73,7 +75,10 @@ def fisher_information(
     Source: empirical use of the diagonal Fisher for bit allocation (HAWQ, FIT); per site and for spikes it is ours.
     """
     found: dict[str, Sensitivity] = {}
+    if any(tensor.is_inference() for tensor in (*marked.parameters(), *marked.buffers())):
+        marked = copy.deepcopy(marked)  # what was made in inference mode has no derivative, its copy has
     for leaves, samples in batches:
+        leaves = tuple(leaf.clone() if leaf.is_inference() else leaf for leaf in leaves)
         for name, part in _probe(marked, readers, batch_axes, leaves).items():
             entry = found.setdefault(name, Sensitivity())
             entry.information += part.information

@@ -49,7 +49,7 @@ def fan_out(node: torch.fx.Node, position: int, operand: torch.Tensor, weight: t
     The layer is linear in the operand, so with all weights 1 this is its transpose applied to ones: exact for padding,
     stride, dilation and groups. `rest(operand, weight)` calls the operator with its other arguments.
     """
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():  # the first alone lifts what a caller has switched off
         probe = torch.zeros_like(operand, dtype=torch.float64).requires_grad_()
         out = rest(probe, torch.ones_like(weight, dtype=torch.float64))
         (reach,) = torch.autograd.grad(out, probe, torch.ones_like(out))

@@ -15,6 +15,7 @@ SAMPLES, ROUNDS, RATE = 4000, 20, 0.01
 
 
 @cache
+@torch.inference_mode(False)  # which a caller may have switched on: what was made under it has no derivative
 def fit(function: str, bases: int, window: int, low: float, high: float) -> Fit:
     """Fit N bases to a function of FUNCTIONS on [low, high]; without randomness, so always the same on one machine.
 
