@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 import torch
 
 import transpike
@@ -27,6 +29,7 @@ from transpike.report import (
     firing_picture,
     write_report,
 )
+from transpike.table import Table
 from transpike.zoo.digits import load_digits, load_model
 
 STEPS, SAMPLES = 4, 120
@@ -247,6 +250,22 @@ def test_one_label_for_each_prediction(scores: list[int], labels: list[int] | No
     with pytest.raises(DataError, match=words):
         score.update(torch.ones(scores), torch.ones(2, *scores), None if labels is None else torch.zeros(labels))
     assert score.samples == 0
+
+
+@pytest.mark.parametrize("rich_width", [None, 60])
+def test_a_wide_table_keeps_every_digit(rich_width: int | None) -> None:
+    """As text, and folded on a narrow terminal; remarks wrap as they did."""
+    numbers = [f"{t}.2345" for t in range(3 if rich_width else 64)]
+    columns, site = ("site", *(f"t={t}" for t in range(len(numbers)))), "blocks.11.attention.projection:input" * 2
+    table = Table("Spikes", columns, ((site, *numbers),), ("remark " * 20,))
+    text = str(table)
+    if rich_width:
+        console = rich.console.Console(file=io.StringIO(), width=rich_width)
+        console.print(table)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+    else:
+        assert text.splitlines()[-1] == ("remark " * 20).rstrip() and len(text.splitlines()[4].split()) == 65
+    assert all(number in text for number in numbers) and "…" not in text
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

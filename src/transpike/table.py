@@ -10,6 +10,8 @@ import rich.box
 import rich.console
 import rich.table
 
+WIDTH = 200  # at which remarks wrap, unless the table is wider
+
 
 @dataclass(frozen=True)
 class Table:
@@ -21,19 +23,25 @@ class Table:
     notes: tuple[str, ...] = field(default=())
 
     def __rich__(self) -> rich.console.RenderableType:
+        table = self._grid()
+        return rich.console.Group(table, *self.notes) if self.notes else table
+
+    def __str__(self) -> str:
+        console = rich.console.Console(file=io.StringIO(), width=1 << 20, color_system=None)
+        console.width = max(console.measure(self._grid()).maximum, WIDTH)
+        console.print(self.__rich__(), highlight=False, markup=False)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
+
+    def _grid(self) -> rich.table.Table:
         table = rich.table.Table(
             title=self.title or None, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
         )
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if index == 0 or not self._numeric(index) else "right")
+            justify = "left" if index == 0 or not self._numeric(index) else "right"
+            table.add_column(column, justify=justify, overflow="fold")  # on a narrow terminal, too, no digit is lost
         for row in self.rows:
             table.add_row(*row)
-        return rich.console.Group(table, *self.notes) if self.notes else table
-
-    def __str__(self) -> str:
-        console = rich.console.Console(file=io.StringIO(), width=200, color_system=None)
-        console.print(self.__rich__(), highlight=False, markup=False)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
+        return table
 
     def _numeric(self, index: int) -> bool:
         cells = [row[index] for row in self.rows if row[index].strip()]
