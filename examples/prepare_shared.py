@@ -12,14 +12,14 @@ import base64
 import io
 import itertools
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
+
+from transpike.files import write_atomically
 
 ENCODER_PARTS = ("init_embed.", "embedder.")
 
@@ -71,15 +71,7 @@ def as_npz(arrays: dict[str, np.ndarray]) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """Replace `path` in one go, so that a reader never sees half a file."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def prepare(data_dir: Path, out_dir: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import sys
 import zlib
@@ -179,15 +180,17 @@ def test_events_are_the_spikes_of_the_literal_network(recipe: str, tmp_path: Pat
         assert [len(step[name]) for step in steps] == counts.tolist()
 
 
-def test_our_reader_replays_what_was_emitted(tmp_path: Path) -> None:
-    snn, images = digits()
+@pytest.mark.parametrize("recipe", ["ecmt", "balanced", "cascade", "parallel"])
+def test_our_reader_replays_what_was_emitted(recipe: str, tmp_path: Path) -> None:
+    snn, images = digits(recipe)
     found = read_events(write_events(snn, images, tmp_path / "e", steps=STEPS))
     assert found.steps == STEPS and not found.truncated
     run = snn.simulate(images, STEPS)
     counts = {name: count.tolist() for name, count in found.counts().items()}
     assert counts == {name: count.tolist() for name, count in run.spikes.spikes.items()}
     head = "head:input"  # the head reads the mean of what its neuron emitted so far
-    mean = sum(found.emitted(t)[head] for t in range(1, STEPS + 1)) / STEPS
+    mean = sum(found.emitted(t)[head] for t in range(1, STEPS + 1))
+    mean = mean / STEPS if found.header["code"] == "rate" else mean  # which is the sum in the other code
     logits = F.linear(torch.from_numpy(mean), snn.source_module.head.weight, snn.source_module.head.bias)
     assert (logits.squeeze() - run.outputs[-1]).abs().max() < 1e-12
     with pytest.raises(ConfigError, match="1..4"):
@@ -238,6 +241,16 @@ def test_an_interrupted_dump_is_readable(tmp_path: Path) -> None:
     assert not path.exists() and read_events(partial_path(path)).steps == 2
     write_events(snn, x, path, steps=2)
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    snn, x = converted("mlp", "ecmt")
+    target, link = tmp_path / "deep" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    write_events(snn, x, link, steps=1)
+    assert link.is_symlink() and read_events(target).steps == 1
+    assert not partial_path(link).exists() and not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize(
@@ -631,7 +644,8 @@ BAD = {
     "export events digits --out e --data digits --steps 0": "--steps must be at least 1",
     "export events digits --out e --data digits --limit 0": "--limit must be at least 1",
     "export events digits --out e --data nowhere.npz": "does not exist",
-    "export events digits --out w --data digits": "it is a folder",
+    "export events digits --out w --data digits": "Is a directory; name a file",
+    "export events digits --out pipe --data digits": "It is no regular file; name a file",
     "export weights data.npz --out x": "not a folder",
     "export weights digits --out data.npz": "it is a file",
     "export events . --out e --data digits": "holds no config.json",
@@ -643,11 +657,13 @@ BAD = {
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_gets_one_sentence_exit_code_2_and_no_file(line: str, say: Say, tmp_path: Path) -> None:
     (tmp_path / "w").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # never a real device: what replaces one takes it from everybody
     before = sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts)
     code, out, err = say(line)
     errors = [text for text in err.splitlines() if text.startswith("error:")]
     assert code == 2 and len(errors) == 1 and BAD[line] in errors[0] and "Traceback" not in out + err
     assert sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts) == before
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_an_interruption_says_what_is_left(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:

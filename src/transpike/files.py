@@ -33,11 +33,7 @@ def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
     path = Path()
     try:
         for path, write in writers.items():
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if path.exists() and not path.is_file():  # replacing a device would take it from everybody
-                raise OSError(errno.EINVAL, "It is no regular file")
-            path = Path(os.path.realpath(path))
+            path = replaceable(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
             os.close(handle)
@@ -53,6 +49,16 @@ def write_together(writers: Mapping[Path, Callable[[Path], None]]) -> None:
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
+
+
+def replaceable(path: Path) -> Path:
+    """Where a file that is written at `path` comes to lie: links are followed. Raises OSError for what is there and is
+    no regular file."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():  # replacing a device would take it from everybody
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return Path(os.path.realpath(path))
 
 
 def write_json(path: Path, data: Any) -> Path:

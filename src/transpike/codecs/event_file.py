@@ -52,7 +52,8 @@ class Events:
         sites = {site["name"]: site for site in self.header["sites"]}
         for name, events in self.step(t).items():
             dense = np.zeros(int(np.prod(sites[name]["shape"])))
-            dense[events["neuron"]] = np.array(sites[name]["amplitudes"] or [0.0])[events["channel"]]
+            worth = np.array(sites[name]["amplitudes"] or [0.0])[events["channel"]]
+            np.add.at(dense, events["neuron"], worth)  # a neuron may fire several times in a step
             found[name] = dense.reshape(sites[name]["shape"])
         return found
 

@@ -21,6 +21,7 @@ import torch.fx
 from .._arguments import require_count
 from .._execute import run_body, run_prefix
 from ..errors import ConfigError, DataError
+from ..files import replaceable
 from ..neurons import advance
 from .event_file import CRC, EVENT, HEAD, MAGIC, RECORD, SITE, STEP, VERSION, Events, read_events
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def partial_path(path: Path) -> Path:
-    """Where an unfinished dump of `path` is."""
+    """Where an unfinished dump of `path` is: beside the file itself, where `path` is a link to it."""
+    path = path.resolve() if path.is_symlink() else path
     return path.with_name(path.name + ".partial")
 
 
@@ -49,8 +51,10 @@ def write_events(
     """
     require_count("steps", steps)
     path = Path(path)
-    if path.is_dir():
-        raise ConfigError(f"cannot write {path}: it is a folder; name a file")
+    try:
+        replaceable(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; name a file") from error
     shapes: dict[str, tuple[int, ...]] = {}
     stream = _steps(model, inputs, steps, shapes)
     first = next(stream)  # before anything is written: bad inputs leave no file
@@ -65,7 +69,7 @@ def write_events(
                 if progress is not None:
                     progress(t)
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, replaceable(path))
     except OSError as error:
         left = f"; the steps before are in {partial}" if partial.exists() else ""
         raise ConfigError(f"cannot write {path}: {error.strerror or error}{left}") from error
