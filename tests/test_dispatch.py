@@ -118,6 +118,26 @@ def test_tied_weights_and_constants(tmp_path: Path) -> None:
     assert snn.source_module.two.weight is snn.source_module.one.weight
 
 
+def test_a_moved_network_leaves_no_device_behind() -> None:
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            place = torch.arange(6, device=x.device).to(device=x.device, dtype=x.dtype)
+            return self.two(self.one(x).relu() * torch.ones(4, 6, device=x.device).tril()) + place
+
+    x = torch.randn(3, 4, 6)
+    snn = transpike.convert(Masked().eval(), [x], "ecmt").to("meta")
+    output = run_body(snn.program, run_prefix(snn.program, snn.prepare(x)), lambda marker, value: value)
+    assert output.is_meta and snn.source(x).is_meta and snn.captured.graph(*snn.prepare(x))[0].is_meta
+    for graph in (snn.program.module.graph, snn.captured.graph.graph):
+        literals = [a for node in graph.nodes for a in (*node.args, *node.kwargs.values())]
+        devices = [a for a in literals if isinstance(a, torch.device)]
+        assert len(devices) >= 2 and set(devices) == {torch.device("meta")}
+
+
 def test_each_operator_runs_where_its_weights_are() -> None:
     """On a machine without accelerators: fake tensors refuse an operator whose operands are on two devices."""
     snn, x = convert(), images()

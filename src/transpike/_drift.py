@@ -12,6 +12,7 @@ import torch.fx
 from ._execute import run_body, run_prefix
 from ._literal import Literal, Spikes
 from ._model import SpikingModel
+from ._normalise import retarget
 from ._state import State
 from .measure.drift import Drift
 from .neurons import advance, spikes_in
@@ -93,13 +94,5 @@ def widen(model: SpikingModel) -> SpikingModel:
         inputs=tuple(replace(s, dtype=torch.float64) if s.dtype in narrow else s for s in model.captured.inputs),
     )
     for node in model.program.module.graph.nodes:
-        if node.op == "call_function":
-            node.args = tuple(
-                torch.float64 if isinstance(argument, torch.dtype) and argument in narrow else argument
-                for argument in node.args
-            )
-            node.kwargs = {
-                k: torch.float64 if isinstance(value, torch.dtype) and value in narrow else value
-                for k, value in node.kwargs.items()
-            }
+        retarget(node, lambda argument: torch.float64 if argument in narrow else argument)
     return model

@@ -14,6 +14,7 @@ from ._capture import Captured
 from ._dispatch import Dispatched, MaxMemory, chosen_map, dispatched, gather, weights
 from ._execute import Program, batch_axis, cut, run_body, run_prefix
 from ._memory import parts_that_fit
+from ._normalise import retarget
 from ._plan import Plan
 from ._simulate import Run, simulate
 from ._substitute import replaced, substituted
@@ -108,8 +109,12 @@ class SpikingModel:
         if self.dispatched is not None:
             self.program = gather(self.dispatched, self.captured.graph, self.source_module)
             self.dispatched = None
-        for module in (self.program.module, self.source_module):
+        self.source_module.to(*args, **kwargs).to(main)
+        for module in (self.program.module, self.captured.graph):
             module.to(*args, **kwargs).to(main)
+            for node in module.graph.nodes:
+                retarget(node, lambda argument: self.device if isinstance(argument, torch.device) else argument)
+            module.recompile()
         self.captured = self.captured.cast(self.program.module)
         self.place_neurons()
         return self

@@ -3,15 +3,17 @@ knows its module path and where its batch is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.fx
 import torch.utils._pytree as pytree
 from torch._dispatch.python import enable_python_dispatcher
+from torch.fx.node import map_aggregate
 
 from .errors import CaptureError
-from .ops import attention
+from .ops import attention, move
 
 aten = torch.ops.aten
 REGION = torch.ops.higher_order.wrap_with_set_grad_enabled
@@ -128,6 +130,13 @@ def _split_attention(node: torch.fx.Node) -> None:
             ) from error
     node.replace_all_uses_with(last)
     node.graph.erase_node(node)
+
+
+def retarget(node: torch.fx.Node, swap: Callable[[Any], Any]) -> None:
+    """Replace the literals of a call, such as the device and dtype that the source had when it was captured; a move to
+    a device stays what it is."""
+    if node.op == "call_function" and node.target is not move:
+        node.args, node.kwargs = map_aggregate(node.args, swap), map_aggregate(node.kwargs, swap)
 
 
 def locate_batch(module: torch.fx.GraphModule, axes: list[int | None]) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.fx
 
 from .. import ops
-from .._normalise import module_path
+from .._normalise import module_path, retarget
 
 DISK = "disk"
 Devices = dict[torch.fx.Node, torch.device]
@@ -167,11 +167,4 @@ class _Rewriting:
 
 
 def _redirect(node: torch.fx.Node, device: torch.device) -> None:
-    """Devices that the source had when it was captured."""
-
-    def here(argument: Any) -> Any:
-        return device if isinstance(argument, torch.device) else argument
-
-    if node.op == "call_function" and node.target is not ops.move:
-        node.args = tuple(map(here, node.args))
-        node.kwargs = {name: here(argument) for name, argument in node.kwargs.items()}
+    retarget(node, lambda argument: device if isinstance(argument, torch.device) else argument)
