@@ -121,7 +121,9 @@ def test_levels_travel_with_the_recipe(model: torch.nn.Module, tmp_path) -> None
     assert set(snn.recipe.site_levels) == {site.name for site in snn.plan.sites}
     assert Recipe.from_json(snn.recipe.to_json()) == snn.recipe
     again = transpike.load(snn.save_pretrained(tmp_path / "network"))
-    assert torch.equal(again.simulate(images, 1).outputs, snn.simulate(images, 1).outputs)
+    anew = transpike.convert(model, again.calibration, "balanced", example=images)
+    for network in (again, anew):
+        assert torch.equal(network.simulate(images, 1).outputs, snn.simulate(images, 1).outputs)
 
 
 def test_candidates_run_from_silence_to_fine() -> None:

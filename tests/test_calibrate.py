@@ -20,7 +20,7 @@ from transpike.calibration import given as thresholds_given
 from transpike.errors import CalibrationError, CaptureError, CheckpointError, ConfigError, TranspikeError
 from transpike.observers import Maximum, Percentile
 from transpike.observers.rounding import round_up
-from transpike.recipes import Recipe, ecmt, recipe_named
+from transpike.recipes import Recipe, balanced, ecmt, recipe_named
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -223,7 +223,7 @@ def test_threshold_bits(measure: Any, samples: torch.Tensor, bits: int) -> None:
 
 def test_given_thresholds_of_every_form(block: Block, samples: torch.Tensor) -> None:
     forms: list[Any] = [0.5, 2, (0.5, 0.25), [1, 0], Threshold(0.75, 0.125), 0.0, (0.5, -0.125), np.float64(0.5), 1.0]
-    snn = transpike.convert(block, dict(zip(BLOCK_SITES, forms, strict=True)), example=samples)
+    snn = transpike.convert(block, dict(zip(BLOCK_SITES, forms, strict=True)), "ecmt", example=samples)
     expected = [(0.5, 0.5), (2, 2), (0.5, 0.25), (1, 0), (0.75, 0.125), (0, 0), (0.5, -0.125), (0.5, 0.5), (1, 1)]
     assert snn.thresholds == {site: Threshold(*pair) for site, pair in zip(BLOCK_SITES, expected, strict=True)}
     assert snn.calibration.samples == 0
@@ -274,7 +274,18 @@ def test_what_is_not_a_threshold_names_its_site(decided: transpike.Plan, bad: An
 
 def test_convert_refuses_a_bad_threshold(block: Block, samples: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="missing head:input"):
-        transpike.convert(block, dict.fromkeys(BLOCK_SITES[:-1], 1.0), example=samples)
+        transpike.convert(block, dict.fromkeys(BLOCK_SITES[:-1], 1.0), "ecmt", example=samples)
+
+
+@pytest.mark.parametrize("recipe", [balanced(), balanced(granularity="tensor"), ecmt(granularity="channel")])
+def test_thresholds_alone_are_refused_where_the_recipe_finds_more(
+    recipe: Recipe, block: Block, samples: torch.Tensor
+) -> None:
+    with pytest.raises(ConfigError, match=f"{recipe.name} also finds levels or scales .* pass all of snn.calibration"):
+        transpike.convert(block, dict.fromkeys(BLOCK_SITES, 1.0), recipe, example=samples)
+    levels = dataclasses.replace(balanced(granularity="tensor"), site_levels=dict.fromkeys(BLOCK_SITES, 3))
+    snn = transpike.convert(block, dict.fromkeys(BLOCK_SITES, 1.0), levels, example=samples)
+    assert {neuron.levels for neuron in snn.neurons.values()} == {3}
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def test_what_fails_in_one_fails_in_all(snn: Any, part: Any, calibrated: Any) ->
         raise in_threads(2, lambda group: calibrated([], group=group))[1]
     changed = load_model()
     changed.head.bias.data += 1
-    other = transpike.convert(changed, dict(snn.thresholds), example=images(2))
+    other = transpike.convert(changed, dict(snn.thresholds), "ecmt", example=images(2))
     errors = in_threads(2, lambda group: pipeline.evaluate_on((snn, other)[group.index], part, steps=1, group=group))
     assert [str(error) for error in errors] == [
         "process 1 has other weights, thresholds, data or versions than process 0; give every process the same"

@@ -24,6 +24,7 @@ from .errors import CalibrationError, CaptureError, ConfigError, ModelError, Pla
 from .group import ALONE, Group
 from .measure import per_step
 from .neurons import require_wide
+from .observers import Balanced
 from .recipes import DEFAULT, Recipe, recipe_named
 from .zoo import check_finite
 
@@ -44,8 +45,8 @@ def convert(
     Arguments:
         model -- any module in eval mode that torch.export captures; it is not changed.
         calibration -- unlabelled model inputs in batches (tensors, tuples of positional inputs, or dicts of keyword
-        inputs), of which `max_samples` samples are used; or thresholds by site name, as `snn.thresholds` has them;
-        or all of `snn.calibration`, another conversion's.
+        inputs), of which `max_samples` samples are used; or all of `snn.calibration`, another conversion's; or
+        thresholds by site name, where the recipe finds nothing but those.
         recipe -- a name from `transpike.RECIPES` or a `Recipe`.
         example -- a batch to capture with; the first calibration batch by default, required with given thresholds.
         batch_dim -- where the inputs have their batch.
@@ -69,6 +70,8 @@ def convert(
     if thresholds is not None:
         if recipe.correction != "none":
             raise ConfigError("a correction needs calibration samples; give thresholds in the recipe's patterns")
+        if not whole:
+            check_thresholds_alone(recipe, sited.plan)
         found = given(sited.plan, thresholds)  # type: ignore[arg-type]
     else:
         if recipe.correction != "none":
@@ -123,6 +126,18 @@ def check_patterns(recipe: Recipe, decided: Plan) -> None:
     unused = recipe.unused_patterns(decided.sites)
     if unused and recipe.name not in ("ecmt-code",):
         raise ConfigError(f"site pattern {unused[0]!r} matches no site; transpike inspect lists the names")
+
+
+def check_thresholds_alone(recipe: Recipe, decided: Plan) -> None:
+    """Raises ConfigError where the recipe's rules find more than a threshold per site."""
+    for site in decided.sites:
+        choice = recipe.choice(site)
+        levels = isinstance(choice.range, Balanced) and site.name not in recipe.site_levels
+        if choice.threshold is None and (levels or getattr(choice.range, "granularity", "tensor") != "tensor"):
+            raise ConfigError(
+                f"recipe {recipe.name} also finds levels or scales of the neurons of {site.name}, which thresholds "
+                "alone do not give; pass all of snn.calibration, or use a recipe with one threshold per site, as ecmt"
+            )
 
 
 def check_inputs(model: Any, calibration: Any) -> None:

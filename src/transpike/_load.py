@@ -45,7 +45,13 @@ def load(path: str | Path, *, model: torch.nn.Module | None = None, download: bo
     _check_sites(decided, config, directory)
     thresholds = read_thresholds(directory, [site.name for site in decided.sites])
     frames = read_frames(directory / FRAMES, decided.sites) if FRAMES in config["files"] else {}
-    calibration = Calibration(thresholds, int(config["calibration"]["samples"]), frames=frames)
+    calibration = Calibration(
+        thresholds,
+        int(config["calibration"]["samples"]),
+        recipe.site_levels,
+        frames,
+        recipe.operators.ranges if recipe.operators else {},
+    )
     marked = insert_sites(captured, decided)
     return SpikingModel(module, captured, marked, decided, recipe, calibration, unfoldable=config["unfoldable"])
 
