@@ -450,6 +450,27 @@ def test_neurons_behind_every_relu_approach_the_source() -> None:
     assert torch.equal(before, snn.simulate(x, 3).outputs) and not torch.equal(before, spoken.simulate(x, 3).outputs)
 
 
+def test_neurons_that_join_bring_their_levels_and_scales(tmp_path: Path) -> None:
+    model, x = scrambled(Residual()), torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        model.two.weight[0] *= 0.01  # a channel of its own magnitude
+        model.two.bias[0] = 0.01
+    snn = transpike.convert(model, [x], ecmt(granularity="channel"))
+    assert snn.neurons_per_sample == sum(site.neurons for site in snn.plan.sites)
+    spoken = relu_neurons(snn, [x])
+    (added,) = (site.name for site in spoken.plan.sites if site.name not in snn.thresholds)
+    assert spoken.neurons[added].frame.scale.unique().numel() > 1  # type: ignore[attr-defined]
+    assert spoken.neurons[added].levels == spoken.calibration.levels[added] > 8
+    assert spoken.neurons_per_sample == sum(site.neurons for site in spoken.plan.sites) > snn.neurons_per_sample
+    folder = snn.save_pretrained(tmp_path / "net")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match="neurons behind ReLUs .* save the network it was made from"):
+        spoken.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(ConfigError, match="recipe balanced sets the thresholds of all sites together"):
+        relu_neurons(transpike.convert(model, [x], "balanced"), [x])
+
+
 def small(body: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> nn.Module:
     class Small(nn.Module):
         def __init__(self) -> None:

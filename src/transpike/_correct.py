@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -58,11 +57,9 @@ def correct(
             break
     if not pairing.samples:
         raise CalibrationError("the correction got no samples; pass at least one batch of model inputs")
-    corrected = copy.copy(model)
-    corrected.recipe = replace(model.recipe, correction=how)
-    corrected.calibration = replace(model.calibration, frames=pairing.frames)
-    corrected.place_neurons()
-    return corrected
+    return model.changed(
+        recipe=replace(model.recipe, correction=how), calibration=replace(model.calibration, frames=pairing.frames)
+    )
 
 
 def as_asked(model: SpikingModel, batches: Iterable[Any], max_samples: int | None) -> SpikingModel:

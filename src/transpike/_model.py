@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ class SpikingModel:
     neurons unless told otherwise: "auto", "compiled" or "eager". max_memory -- bytes that a run may take unless told
     otherwise; None is half of the memory available. precision -- "float32", "bfloat16" or "bfloat16x3".
     approximated -- nodes of nonlinear operators that the recipe approximates. dispatched -- where weights are that
-    `dispatch` spread, or None.
+    `dispatch` spread, or None. unsaved -- why the network has no saved form, or "".
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SpikingModel:
         self.kernel = "auto"
         self.max_memory: int | None = None
         self.precision = "float32"
+        self.unsaved = ""
         self.dispatched: Dispatched | None = None
         self.program = cut(substituted(marked, plan, recipe))
         self.approximated = frozenset(item.node for item in replaced(plan, recipe))
@@ -78,6 +80,17 @@ class SpikingModel:
                 else neuron
                 for site, neuron in self.neurons.items()
             }
+
+    def changed(self, **attributes: Any) -> SpikingModel:
+        """The network with other values of the attributes named; it shares the weights, and nothing that was computed
+        from the old values."""
+        new = copy.copy(self)
+        for name, attribute in vars(SpikingModel).items():
+            if isinstance(attribute, cached_property):
+                new.__dict__.pop(name, None)
+        new.__dict__.update(attributes)
+        new.place_neurons()
+        return new
 
     @property
     def thresholds(self) -> Mapping[str, Threshold]:

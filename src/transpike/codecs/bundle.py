@@ -61,6 +61,8 @@ def save(model: SpikingModel, directory: Path, *, extra: Mapping[str, Any] | Non
     ConfigError when the folder cannot be written, or the model or `extra` holds what the format cannot.
     """
     model.require_together("saving")
+    if model.unsaved:
+        raise ConfigError(f"cannot save this network to {directory}: {model.unsaved}")
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"cannot save to {directory}: it is a file; name a folder")
     config = _config(model, extra)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,8 @@ from .. import ops
 from .._capture import module_path
 from .._execute import cut
 from ..calibration import calibrate
+from ..calibration.observe import granularities
+from ..errors import ConfigError
 from ..ops.shape import KEEPS_ALL
 from ..types import Site, SiteKind
 
@@ -29,7 +30,8 @@ def relu_neurons(model: SpikingModel, batches: Iterable[Any], *, max_samples: in
     In a converted network the residual stream is analog: a shortcut carries the compensated ReLU itself. Here it
     carries what the neuron behind the ReLU emits, and a ReLU that only analog operators read (before a pool) gets a
     neuron of its own, whose threshold the recipe's rule sets on `batches`, model inputs. It is another network: measure
-    it before use. It shares the model's weights, and has no saved form. Raises CalibrationError for no samples.
+    it before use. It shares the model's weights, and has no saved form. Raises CalibrationError for no samples,
+    ConfigError where the recipe sets thresholds of all sites together.
     """
     model.require_together("neurons behind ReLUs")
     graph = torch.fx.Graph()
@@ -47,18 +49,27 @@ def relu_neurons(model: SpikingModel, batches: Iterable[Any], *, max_samples: in
         node.replace_all_uses_with(marker, delete_user_cb=lambda user, marker=marker: user is not marker)
     graph.lint()
     module = torch.fx.GraphModule(model.program.module, graph)
-    changed = copy.copy(model)
-    changed.__dict__.pop("layers_by_node", None)  # computed from the old graph
-    thresholds = dict(model.thresholds)
+    calibration = model.calibration
     if added:
         plan = replace(model.plan, sites=tuple(added))
+        if granularities(plan, model.recipe):
+            raise ConfigError(
+                f"recipe {model.recipe.name} sets the thresholds of all sites together, so neurons cannot join later; "
+                "convert with another recipe, such as differential"
+            )
         found = calibrate(model.captured, module, plan, model.recipe, batches, max_samples=max_samples)
-        thresholds |= found.thresholds
-    changed.program = cut(module)
-    changed.plan = replace(model.plan, sites=(*model.plan.sites, *added))
-    changed.calibration = replace(model.calibration, thresholds=thresholds)
-    changed.place_neurons()
-    return changed
+        calibration = replace(
+            calibration,
+            thresholds={**calibration.thresholds, **found.thresholds},
+            levels={**calibration.levels, **found.levels},
+            frames={**calibration.frames, **found.frames},
+        )
+    return model.changed(
+        program=cut(module),
+        plan=replace(model.plan, sites=(*model.plan.sites, *added)),
+        calibration=calibration,
+        unsaved="it has neurons behind ReLUs that relu_neurons put there; save the network it was made from",
+    )
 
 
 def _analog_readers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
