@@ -472,6 +472,44 @@ def test_a_model_that_mixes_its_batch_streams() -> None:
     assert (snn.simulate(x, 256).outputs[-1] - snn.source(x)).abs().max() < 0.05
 
 
+class Centred(nn.Module):
+    """Ids or vectors, less the mean over the batch."""
+
+    def __init__(self, words: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 8) if words else nn.Linear(8, 8)
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.embed(x) if mask is None else self.embed(x) * mask.unsqueeze(-1)
+        return self.two(self.one(x - x.mean(0)).relu())
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4, dtype=torch.int64)])
+@pytest.mark.parametrize("x", [torch.zeros(2, 4, 8), torch.ones(2, 4, 8), torch.ones(2, 4, dtype=torch.int64)])
+def test_a_constant_example_does_not_hide_that_samples_mix(x: torch.Tensor, mask: torch.Tensor | None) -> None:
+    torch.manual_seed(0)
+    model = Centred(not x.is_floating_point()).eval()
+    inputs = x if mask is None else (x, mask)
+    thresholds = {"one:input": 1.0, "two:input": 1.0}
+    assert "do not stay apart" in transpike.convert(model, thresholds, "ecmt", example=inputs).unfoldable
+
+
+def test_an_example_that_cannot_tell_streams() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, n: torch.Tensor) -> torch.Tensor:
+            return self.two(self.one(torch.nn.functional.embedding(n.abs(), torch.eye(8))).relu())
+
+    example, thresholds = torch.zeros(2, 4, dtype=torch.int64), {"one:input": 1.0, "two:input": 1.0}
+    snn = transpike.convert(Counted().eval(), thresholds, "ecmt", example=example)
+    assert "same value everywhere" in snn.unfoldable
+    assert not transpike.convert(Counted().eval(), thresholds, "ecmt", example=example + torch.arange(4)).unfoldable
+
+
 BAD_INPUTS = {
     "tokens missing": (lambda x: x[:, :3], r"^input 0 has shape \(5, 3, 6\), but the model takes \(batch, 4, 6\)"),
     "no batch": (lambda x: x[0], r"shape \(4, 6\)"),
