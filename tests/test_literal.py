@@ -9,11 +9,13 @@ from random import Random
 
 import pytest
 import torch
+from torch import nn
 
 import transpike
 from families import FAMILIES, Family
 from test_families import batch, no_fast_path  # noqa: F401
 from transpike._drift import drift, widen
+from transpike._execute import run_body, run_prefix
 from transpike._literal import BrokenPromise, Literal
 from transpike.recipes import RECIPES
 from transpike.types import Threshold
@@ -40,6 +42,55 @@ def test_literal_equals_fast(family: Family, recipe: str) -> None:
     assert max(found.outputs) <= 1e-10 * max(found.scale, 1.0)
     assert found.spikes == (0, 0, 0) and found.emitted[0] > 0
     assert recipe in ("balanced", "few-spikes", "mbe", "parallel") or min(found.emitted) > 0
+
+
+class Adding(nn.Module):
+    """Operators that multiply and add: a product plus a constant, a product and a layer plus a signal, and plus what
+    they multiply; a product with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 6)
+        self.constant, self.weight = nn.Parameter(torch.randn(1, 4, 4)), nn.Parameter(torch.randn(6, 6))
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.one(x).relu(), self.two(x).tanh()
+        scores = torch.baddbmm(self.constant, a, b.transpose(1, 2), beta=0.5, alpha=0.25)
+        scores = torch.baddbmm(scores, b, a.transpose(1, 2), alpha=0.125)
+        h = torch.baddbmm(self.last(b), scores, b) * 0.25
+        h = torch.addmm(h.flatten(0, 1) + 1, a.flatten(0, 1), self.weight)
+        h = torch.addmm(h, h, self.weight, beta=0.5, alpha=0.1).unflatten(0, (-1, 4))
+        return torch.nn.functional.linear(h, b[0], self.bias)
+
+
+@pytest.mark.parametrize("recipe", ["ecmt", "differential", "balanced"])
+def test_what_a_product_or_layer_adds_goes_through(recipe: str) -> None:
+    torch.manual_seed(0)
+    model, x = Adding().double().eval(), torch.randn(1, 4, 5, dtype=torch.float64)
+    snn = transpike.convert(model, [x], recipe)
+    without_ties(snn)
+    found, _ = drift(snn, x, steps=4, check=True)
+    assert max(found.outputs) <= 1e-10 * max(found.scale, 1.0)
+    assert found.spikes == (0, 0, 0, 0) and found.emitted[0] > 0
+    identity = run_body(snn.program, run_prefix(snn.program, (x,)), lambda marker, value: value)
+    assert torch.allclose(identity, model(x))
+
+
+def test_a_neuron_is_read_by_the_factor_alone() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Linear(4, 4), nn.Parameter(torch.eye(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            return torch.addmm(h, h, self.weight)
+
+    model, x = Sum().eval(), torch.randn(3, 4)
+    snn = transpike.convert(model, [x], "ecmt")
+    deaf = run_body(snn.program, run_prefix(snn.program, (x,)), lambda marker, value: value * 0)
+    assert len(snn.plan.sites) == 1 and torch.equal(deaf, model.first(x))  # what is added is not in spikes
 
 
 def without_ties(snn: transpike.SpikingModel) -> None:

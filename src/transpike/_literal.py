@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import torch.fx
-from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map_only
 
 from . import ops
@@ -163,7 +162,7 @@ class Literal:
         if layer is not None and role is Role.WEIGHT:
             return self._weight_layer(node, values, crossing, t)
         if layer is not None:
-            return self._product(node, values, state, t)
+            return self._product(node, values, crossing, state, t)
         if role in (Role.NONLINEAR, Role.PRODUCT, Role.UNKNOWN):
             return self._compensated(node, values, crossing, state, t)
         if role is Role.STRUCTURAL and any(isinstance(values.get(a), Spikes) for a in node.all_input_nodes):
@@ -225,29 +224,34 @@ class Literal:
 
     def _weight_layer(self, node: torch.fx.Node, values: Values, crossing: Values, t: int) -> torch.Tensor:
         """Parallel parameter normalisation: one copy of the weights per channel, multiplied by its amplitude before;
-        each copy reads binary spikes, so the layer only selects and adds. The bias is a constant."""
+        each copy reads binary spikes, so the layer only selects and adds. What it adds besides, as a bias, goes
+        through."""
         left, right = ops.factors(node)  # type: ignore[misc]
         spiking, weight = (left, right) if isinstance(values.get(left), Spikes) else (right, left)
         spikes: Spikes = values[spiking]
-        others = {n: crossing[n] if n in crossing else values[n] for n in node.all_input_nodes if n is not spiking}
-        silent = call(node, {**others, spiking: torch.zeros_like(spikes.channels[0], dtype=others[weight].dtype)})
-        result = silent if self.rate or t == 1 else torch.zeros_like(silent)
+        weights = crossing[weight] if weight in crossing else values[weight]
+        added = self._added(node, (left, right), values, crossing, t)
+        silent = {n: torch.zeros_like(value) for n, value in added.items()}
+        nothing = torch.zeros_like(spikes.channels[0], dtype=weights.dtype)
+        result = call(node, {**added, weight: weights, spiking: nothing})
         for channel, amplitude in zip(spikes.channels, spikes.amplitudes, strict=True):
-            binary = channel.to(others[weight].dtype)
+            binary = channel.to(weights.dtype)
             if self.check and not bool(((binary == 0) | (binary == 1)).all()):
                 raise BrokenPromise(f"{node.name}: a spiking layer reads values other than 0 and 1")
-            scaled = {**others, weight: others[weight] * amplitude}
-            result = result + call(node, {**scaled, spiking: binary}) - silent
+            result = result + call(node, {**silent, weight: weights * amplitude, spiking: binary})
         return result
 
-    def _product(self, node: torch.fx.Node, values: Values, state: State, t: int) -> torch.Tensor:
-        """Accumulate terms per step: spike x spike, spike x sum, sum x spike; or spike x new sum, sum x spike."""
+    def _product(self, node: torch.fx.Node, values: Values, crossing: Values, state: State, t: int) -> torch.Tensor:
+        """Accumulate terms per step: spike x spike, spike x sum, sum x spike; or spike x new sum, sum x spike. What the
+        operator adds to the product goes through."""
         left, right = ops.factors(node)  # type: ignore[misc]
         a, b = values[left].value, values[right].value
         total_a, total_b = state.sums.get(node.name) or (torch.zeros_like(a), torch.zeros_like(b))
+        added = self._added(node, (left, right), values, crossing, t)
+        silent = {n: torch.zeros_like(value) for n, value in added.items()}
 
         def times(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return _replaced(node, {left: x, right: y}) if left is not right else _replaced(node, {left: x})
+            return call(node, {**silent, right: y, left: x})
 
         if self.model.recipe.product_terms == 2:
             fresh = times(a, total_b + b) + times(total_a, b)
@@ -256,7 +260,15 @@ class Literal:
         before = state.products.get(node.name)
         product = fresh if before is None else before + fresh
         state.sums[node.name], state.products[node.name] = (total_a + a, total_b + b), product
-        return product / self.weight(t) - (0 if before is None else before / self.weight(t - 1))
+        emitted = product / self.weight(t) - (0 if before is None else before / self.weight(t - 1))
+        return emitted + call(node, {**added, right: b * 0, left: a * 0}) if added else emitted
+
+    def _added(
+        self, node: torch.fx.Node, factors: tuple[Any, Any], values: Values, crossing: Values, t: int
+    ) -> dict[torch.fx.Node, torch.Tensor]:
+        """What the operands that are no factors (a bias, the sum an addmm adds to) emit in this step."""
+        found = {n: self._arg(n, values, crossing, t) for n in node.all_input_nodes if n not in factors}
+        return {n: value.value if isinstance(value, Spikes) else value for n, value in found.items()}
 
     def _rearranged(self, node: torch.fx.Node, values: Values, crossing: Values) -> Spikes:
         """The same rearrangement of every channel."""
@@ -294,7 +306,3 @@ def _together(firings: list[Spikes]) -> Spikes:
         return firings[0]
     amplitudes = tuple(worth for firing in firings for worth in firing.amplitudes)
     return Spikes(torch.cat([firing.channels for firing in firings]), amplitudes, firings[0].dtype)
-
-
-def _replaced(node: torch.fx.Node, values: Values) -> torch.Tensor:
-    return node.target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]

@@ -27,11 +27,13 @@ def insert_sites(captured: Captured, plan: Plan) -> torch.fx.GraphModule:
         markers[site.name].meta.update(root.meta)
     for layer in plan.layers:
         reader = by_name[layer.node]
-        for operand in layer.operands:
+        behind: dict[torch.fx.Node, torch.fx.Node] = {}
+        for position, operand in enumerate(layer.operands):
             if operand.site is not None:
                 source = by_name[operand.node]
-                behind = _behind(source, markers[operand.site], reader)
-                reader.replace_input_with(source, behind)
+                if source not in behind:
+                    behind[source] = _behind(source, markers[operand.site], reader)
+                ops.replace_factor(reader, position, behind[source])
     graph.eliminate_dead_code()
     graph.lint()
     return torch.fx.GraphModule(captured.graph, graph)

@@ -12,7 +12,7 @@ import torch.fx
 from ..types import Provenance, Role
 from . import activation, affine, attention, lookup, multiply, normalisation, shape
 from .marker import is_site, move, site
-from .multiply import FACTORS, factors
+from .multiply import FACTORS, factors, replace_factor
 from .rule import Rule, carries
 
 FAMILIES = (shape, affine, multiply, activation, normalisation, attention, lookup)
@@ -27,4 +27,4 @@ def role_of(node: torch.fx.Node, provenance: dict[torch.fx.Node, Provenance]) ->
     return Role.UNKNOWN if rule is None else rule(node, provenance)
 
 
-__all__ = ["FACTORS", "RULES", "carries", "factors", "is_site", "move", "role_of", "site"]
+__all__ = ["FACTORS", "RULES", "carries", "factors", "is_site", "move", "replace_factor", "role_of", "site"]

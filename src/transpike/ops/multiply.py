@@ -45,6 +45,16 @@ def factors(node: torch.fx.Node) -> tuple[object, object] | None:
     return None if positions is None else (node.args[positions[0]], node.args[positions[1]])
 
 
+def replace_factor(node: torch.fx.Node, position: int, value: torch.fx.Node) -> None:
+    """Let a multiplying node read another value as its first or second factor, and as nothing else."""
+    if node.target is aten.einsum.default:
+        operands = list(node.args[1])  # type: ignore[arg-type]
+        operands[position] = value
+        node.update_arg(1, operands)
+    else:
+        node.update_arg(FACTORS[node.target][position], value)
+
+
 def matrix_product(node: torch.fx.Node, provenance: Mapping[torch.fx.Node, Provenance]) -> Role:
     pair = factors(node)
     if pair is None:
