@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -564,6 +565,33 @@ def test_names_and_batches_of_keyword_inputs() -> None:
         snn.simulate({**batch, "attention_mask": batch["attention_mask"][:2]}, 2)
     with pytest.raises(DataError, match="input_ids is torch.float64"):
         snn.simulate({**batch, "input_ids": batch["input_ids"].double()}, 2)
+    with pytest.raises(DataError, match="attention_mask is torch.bool, but the model takes torch.int64"):
+        snn.simulate({**batch, "attention_mask": batch["attention_mask"].bool()}, 2)
+
+
+class Borrowing(nn.Module):
+    """A module of one's own around a config that speaks of a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True, to_dict=dict)
+        self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x).relu())
+
+
+class Caching(Borrowing):
+    def forward(self, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        assert options == {"use_cache": False}
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Borrowing, Caching])
+def test_no_cache_is_asked_for_where_there_may_be_one(kind: type[Borrowing]) -> None:
+    x = torch.randn(3, 4)
+    snn = transpike.convert(kind().eval(), [x], "ecmt")
+    assert torch.allclose(snn.simulate(x, 256).outputs[-1], snn.source(x), atol=0.1)
 
 
 def test_a_label_in_the_calibration_batch_is_explained(block: Block, x: torch.Tensor) -> None:

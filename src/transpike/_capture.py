@@ -8,6 +8,7 @@ and where its batch is.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -108,7 +109,7 @@ class Captured:
             if actual != expected:
                 wanted = ", ".join("batch" if size is None else str(size) for size in expected)
                 raise DataError(f"{said} has shape {tuple(leaf.shape)}, but the model takes ({wanted})")
-            if leaf.dtype.is_floating_point != spec.dtype.is_floating_point:
+            if _kind(leaf.dtype) != _kind(spec.dtype):
                 raise DataError(f"{said} is {leaf.dtype}, but the model takes {spec.dtype}")
             if rows is not None and len(wrong := ((leaf < 0) | (leaf >= rows)).nonzero()):
                 first = tuple(wrong[0].tolist())
@@ -189,9 +190,12 @@ def primary(output: Any) -> torch.Tensor:
 
 
 def fixed_arguments(model: torch.nn.Module) -> dict[str, Any]:
-    """Arguments that keep a Hugging Face model to one plain forward pass: no cache."""
+    """Arguments that keep a Hugging Face model to one plain forward pass: no cache, where its forward has one."""
     config = getattr(model, "config", None)
-    return {"use_cache": False} if getattr(config, "use_cache", False) and hasattr(config, "to_dict") else {}
+    caches = getattr(config, "use_cache", False) and hasattr(config, "to_dict")
+    taken = inspect.signature(model.forward).parameters if caches else {}
+    takes = "use_cache" in taken or any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    return {"use_cache": False} if takes else {}
 
 
 def capture(model: torch.nn.Module, example: Any, *, batch_dim: int = 0) -> Captured:
@@ -242,6 +246,11 @@ def _device(model: torch.nn.Module) -> torch.device | None:
     """Where the model reads its inputs; None where that cannot be told: no weights, or weights kept elsewhere."""
     found = next((parameter.device for parameter in model.parameters()), None)
     return None if found is None or found.type == "meta" else found
+
+
+def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
+    """Operators take any of one kind: floating point, truth values, whole numbers."""
+    return dtype.is_floating_point, dtype is torch.bool
 
 
 def _cast(leaf: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
