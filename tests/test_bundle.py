@@ -134,6 +134,41 @@ def test_a_model_only_its_owner_can_build(tmp_path: Path) -> None:
         transpike.load(tmp_path, model=wrong)
 
 
+class Typed(nn.Module):
+    """Its buffers come first by name, and are of other types than its weights."""
+
+    def __init__(self, weights: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("a_index", torch.arange(6))
+        self.register_buffer(
+            "b_scale", torch.rand(6, dtype=torch.float64 if weights is torch.float32 else torch.float32)
+        )
+        self.one, self.two = nn.Linear(6, 8, dtype=weights), nn.Linear(8, 3, dtype=weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(self.one(x[:, self.a_index]).relu()) * self.b_scale[:3]
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.float64])
+def test_every_tensor_keeps_its_type(weights: torch.dtype, tmp_path: Path) -> None:
+    other = torch.float64 if weights is torch.float32 else torch.float32
+    snn = transpike.convert(Typed(weights).eval(), [torch.randn(4, 6)], "ecmt")
+    snn.save_pretrained(tmp_path)
+    again = transpike.load(tmp_path, model=Typed(other))
+    types = {name: tensor.dtype for name, tensor in snn.source_module.state_dict().items()}
+    assert {name: tensor.dtype for name, tensor in again.source_module.state_dict().items()} == types
+    assert_equal(snn, again, torch.randn(4, 6))
+
+
+def test_frames_of_another_network_do_not_stay(tmp_path: Path) -> None:
+    model, inputs = load_model(), digits()
+    folder = transpike.convert(model, [inputs], "balanced").save_pretrained(tmp_path / "net")
+    assert (folder / "frames.safetensors").is_file()
+    transpike.convert(model, [inputs], "ecmt").save_pretrained(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "thresholds.safetensors"]
+    assert transpike.load(folder).recipe.name == "ecmt"
+
+
 class Mixed(Masked):
     """Takes a pair, as recurrent cells do, and a table without a batch; one tensor is a view of another."""
 

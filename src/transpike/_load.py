@@ -86,13 +86,23 @@ def _module(config: Mapping[str, Any], directory: Path, model: torch.nn.Module |
         )
     else:
         module = build(source)
-    with safetensors.safe_open(directory / WEIGHTS, "pt") as file:
-        names = list(file.keys())
-        dtype = file.get_tensor(names[0]).dtype if names else torch.float32
-    if dtype.is_floating_point and any(p.dtype != dtype for p in module.parameters() if p.is_floating_point()):
-        module = module.to(dtype)
+    _take_types(module, directory / WEIGHTS)
     load_checkpoint(module, directory / WEIGHTS)
     return module
+
+
+def _take_types(module: torch.nn.Module, weights: Path) -> None:
+    """Give every floating tensor the type it was saved in; those that are not saved, that of the parameters."""
+    with safetensors.safe_open(weights, "pt") as file:
+        saved = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    own = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name in saved}
+    floating = {n: t for n, t in own.items() if t.is_floating_point() and saved[n].is_floating_point}
+    parameter = next((name for name, tensor in floating.items() if isinstance(tensor, torch.nn.Parameter)), None)
+    if parameter is not None:
+        module.to(saved[parameter])
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if name in floating:
+                tensor.data = tensor.data.to(saved[name])
 
 
 def _check_sites(decided: Plan, config: Mapping[str, Any], directory: Path) -> None:

@@ -78,6 +78,8 @@ def save(model: SpikingModel, directory: Path, *, extra: Mapping[str, Any] | Non
     writers = {directory / name: partial(put_tensors, name=name) for name in tensors}
     put_config = partial(put_json, data=config, called=directory / CONFIG)  # last: then it has the checksums
     write_together({**writers, directory / CONFIG: put_config})
+    if FRAMES not in tensors:  # of a network that was saved here before; the config no longer speaks of it
+        (directory / FRAMES).unlink(missing_ok=True)
     return directory
 
 
