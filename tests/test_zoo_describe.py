@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -89,6 +90,11 @@ def test_describe_does_not_take_an_edited_model_for_the_original() -> None:
     assert describe(model).kind == "owner"
     hook.remove()
     assert describe(model) == source
+    for owner, method in ((model, "forward_features"), (model.blocks[0].attn, "_pos"), (model, "forward")):
+        setattr(owner, method, MethodType(lambda self, x: x, owner))
+        assert describe(model).kind == "owner"
+        delattr(owner, method)
+    assert describe(model) == source
     model.head = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 1000))
     assert describe(model) == Source("owner", "timm.models.vision_transformer.VisionTransformer")
 
@@ -103,8 +109,20 @@ def test_describe_hugging_face_model(bert_folder: Path) -> None:
     rebuilt.load_state_dict(model.state_dict())
     tokens = torch.tensor([[1, 2, 3]])
     assert torch.equal(rebuilt(tokens).logits, model(tokens).logits)
+    model.bert.embeddings.position_ids += 1  # not in a state_dict
+    assert describe(model).kind == "owner"
+    model.bert.embeddings.position_ids -= 1
+    assert describe(model) == source
     model.classifier = nn.Linear(32, 9)
     assert describe(model).kind == "owner"
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_describe_keeps_the_way_attention_is_computed(bert_folder: Path, attention: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind = transformers.BertForSequenceClassification
+    model = kind.from_pretrained(bert_folder, attn_implementation=attention).eval()
+    assert build(describe(model)).config._attn_implementation == attention
 
 
 def test_describe_names_the_class_of_a_module_of_ones_own() -> None:

@@ -16,13 +16,23 @@ from transpike.zoo.loading import build
 from transpike.zoo.source import Source
 
 # How to compute, not what.
-IRRELEVANT = frozenset({"training", "fused_attn", "grad_checkpointing", "gradient_checkpointing", "name_or_path"})
+IRRELEVANT = frozenset(
+    {
+        "training",
+        "fused_attn",
+        "grad_checkpointing",
+        "gradient_checkpointing",
+        "_gradient_checkpointing_func",
+        "name_or_path",
+    }
+)
 
 
 def describe(model: nn.Module) -> Source:
     """The source that rebuilds the architecture of `model`, or one of kind "owner" that only names its class.
 
-    A source is given only if what it builds has the same modules, settings, tensor names, shapes and types.
+    A source is given only if what it builds has the same modules, settings, tensor names, shapes and types, and the
+    same values in buffers that a state_dict leaves out.
     """
     remembered = getattr(model, "_transpike_source", None)
     if isinstance(remembered, Source) and remembered.kind in ("factory", "owner"):
@@ -31,9 +41,9 @@ def describe(model: nn.Module) -> Source:
     target = _signature(model)
     with torch.random.fork_rng(devices=[]):  # constructors draw random weights
         for source in guesses:
-            if _signature_of(source, torch.device("meta")) == target:
-                return source
-            if _signature_of(source, torch.device("cpu")) == target:  # some constructors cannot run on meta
+            alike = _signature_of(source, torch.device("meta")) == target
+            # some constructors cannot run on meta, which has no values either
+            if (alike and not _computed(model)) or _is_rebuilt(source, target, model):
                 return source
     return Source("owner", f"{type(model).__module__}.{type(model).__qualname__}")
 
@@ -99,6 +109,28 @@ def _signature_of(source: Source, device: torch.device) -> tuple[Any, ...] | Non
         return None
 
 
+def _is_rebuilt(source: Source, target: tuple[Any, ...], model: nn.Module) -> bool:
+    try:
+        built = build(source)
+    except Exception:  # as above
+        return False
+    own, theirs = _computed(model), _computed(built)
+    return (
+        _signature(built) == target and own.keys() == theirs.keys() and all(map(_equal, own.values(), theirs.values()))
+    )
+
+
+def _computed(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that only the constructor fills."""
+    saved = model.state_dict()
+    return {name: buffer for name, buffer in sorted(model.named_buffers()) if name not in saved}
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Of the same values, in whichever type of number."""
+    return one.shape == other.shape and torch.equal(one.cpu().double(), other.cpu().double())
+
+
 def _signature(model: nn.Module) -> tuple[Any, ...]:
     """What two modules of the same architecture share; the settings tell apart what repr does not, such as heads."""
     tensors = {key: (value.shape, value.dtype) for key, value in model.state_dict().items() if hasattr(value, "shape")}
@@ -106,14 +138,16 @@ def _signature(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        key: value
-        for key, value in vars(module).items()
-        if _is_plain(value) and not key.startswith("_") and key not in IRRELEVANT
-    }
-    # A hook, or a forward put on one instance, is code that no constructor brings back.
-    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
-    return settings | {"hooked": hooked, "patched": "forward" in vars(module)}
+    own = {key: value for key, value in vars(module).items() if key not in IRRELEVANT}
+    settings = {key: value for key, value in own.items() if _is_plain(value) and not key.startswith("_")}
+    # A hook, or a method put on one instance, is code that no constructor brings back.
+    code = {key: _named(value) for key, value in own.items() if callable(value)}
+    return settings | code | {"hooked": bool(module._forward_hooks or module._forward_pre_hooks)}
+
+
+def _named(code: Any) -> str:
+    kind = code if hasattr(code, "__qualname__") else type(code)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_plain(value: object) -> bool:

@@ -14,6 +14,8 @@ from transpike.zoo.timm_models import READING_OPTIONS
 SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and vocabulary
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors")
 
+ATTENTION = ("eager", "sdpa")
+
 # How a config asks for code of the hub, for weights from elsewhere, or names a path on somebody's disk.
 DROPPED_KEYS = frozenset(
     {
@@ -111,6 +113,12 @@ def safe_config(raw: Any, dtype: str) -> Any:
     return kept
 
 
+def attention_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Which of the two ways to compute attention that are in every installation the config asks for, if any."""
+    asked = config.get("attn_implementation")
+    return {"attn_implementation": asked} if asked in ATTENTION else {}
+
+
 def config_object(model_class: Any, raw: Mapping[str, Any], *, dtype: str) -> Any:
     """The config of `model_class` (AutoModel where nothing better is known) with the values of `raw`.
 
@@ -121,12 +129,13 @@ def config_object(model_class: Any, raw: Mapping[str, Any], *, dtype: str) -> An
     config_class = getattr(model_class, "config_class", None)
     if config_class is None and kind in transformers.CONFIG_MAPPING:
         config_class = transformers.CONFIG_MAPPING[kind]
+    attention = attention_of(raw)
     if config_class is not None and kind != config_class.model_type:
         raw = raw.get(getattr(config_class, "base_config_key", None) or "") or {}  # one tower of a model of several
     if config_class is None or not raw:
         raise ModelError(f"{model_class.__name__} is no class for a config of type {kind!r}; name another class")
     values = safe_config({**raw, "dtype": dtype}, dtype)
     try:
-        return config_class.from_dict(values)
+        return config_class.from_dict(values, **attention)
     except Exception as error:  # whatever a constructor of theirs raises
         raise ModelError(f"{config_class.__name__} refuses the config ({reason(error)}); correct it") from error

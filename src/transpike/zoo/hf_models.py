@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from transpike.errors import CheckpointError, ConfigError, ModelError
-from transpike.zoo.hf_configs import config_object, import_transformers, read_config, safe_config
+from transpike.zoo.hf_configs import attention_of, config_object, import_transformers, read_config, safe_config
 from transpike.zoo.misfit import Misfit, misfit_error
 from transpike.zoo.source import Source, reason
 from transpike.zoo.timm_models import torch_dtype
@@ -50,7 +50,7 @@ def load(folder: Path, options: Mapping[str, Any], *, with_weights: bool = True)
 
 
 def build(options: Mapping[str, Any]) -> nn.Module:
-    """The architecture that options {"class", "config"} describe, with random weights and the default attention.
+    """The architecture that options {"class", "config"} describe, with random weights.
 
     Raises: ModelError if it is not a model class of transformers or the config does not suit it; MissingExtra.
     """
@@ -62,12 +62,13 @@ def build(options: Mapping[str, Any]) -> nn.Module:
 
 
 def source_of(model: Any, name: str) -> Source:
-    """The source of a PreTrainedModel: its class and config.
+    """The source of a PreTrainedModel: its class and config, and how it computes attention.
 
     Raises: ConfigError if its config holds what is not a JSON value.
     """
     dtype = str(model.dtype).removeprefix("torch.")
-    config = safe_config(model.config.to_dict() | {"dtype": dtype}, dtype)
+    asked = attention_of({"attn_implementation": getattr(model.config, "_attn_implementation", None)})
+    config = safe_config(model.config.to_dict() | {"dtype": dtype}, dtype) | asked
     return Source("hf", name, {"class": type(model).__name__, "config": config})
 
 
