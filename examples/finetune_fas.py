@@ -26,15 +26,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import transpike
 from train_qcfs import QCFS
 from transpike import Recipe, SiteChoice, Threshold
 from transpike.errors import DataError, MissingExtra, ModelError
-from transpike.files import read_json_file, write_json
+from transpike.files import put_json, read_json_file, write_json, write_together
 from transpike.recipes import fas
 from transpike.zoo import load_model
+from transpike.zoo.weight_files import read_tensors
 
 ACTIVATION = ("hidden_act", "activation_function", "hidden_activation", "activation")
 Samples = dict[str, Tensor]
@@ -70,9 +72,14 @@ def with_relu(folder: Path, to: Path) -> Path:
     found = [key for key in ACTIVATION if isinstance(config.get(key), str)]
     if not found:
         raise ModelError(f"{folder / 'config.json'} names no activation function ({', '.join(ACTIVATION)})")
-    to.mkdir(parents=True, exist_ok=True)
-    write_json(to / "config.json", {**config, **dict.fromkeys(found, "relu")})
-    (to / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    changed, tensors = {**config, **dict.fromkeys(found, "relu")}, read_tensors(folder)
+    path, weights = to / "config.json", to / "model.safetensors"
+    write_together(
+        {
+            weights: lambda temporary: save_file(tensors, temporary, {"format": "pt"}),
+            path: lambda temporary: put_json(temporary, changed, called=path),
+        }
+    )
     return to
 
 

@@ -424,6 +424,8 @@ def test_drift_sees_a_changed_weight(tmp_path: Path) -> None:
     found = drift(snn, graph, x, steps=3)
     assert max(found.outputs) > 1e-3 and any(found.spikes)
     assert "spikes that differ" in str(found)
+    with pytest.raises(DataError, match="received NaN or infinity"):
+        drift(snn, graph, x.log(), steps=3)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

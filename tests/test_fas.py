@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import transpike
@@ -271,6 +272,26 @@ def test_the_example_runs(
     assert {name: t.positive for name, t in snn.thresholds.items()} == pytest.approx(thresholds)
     tokens = {"input_ids": torch.from_numpy(x[:2])}
     assert torch.allclose(snn.source(tokens), tuned(**tokens).logits, atol=1e-5)
+
+
+def test_the_relu_twin_of_a_folder_of_shards(tmp_path: Path) -> None:
+    import finetune_fas
+    from transpike.errors import CheckpointError
+    from transpike.zoo.weight_files import read_tensors
+
+    (tmp_path / "config.json").write_text('{"hidden_act": "gelu", "depth": 2}')
+    with pytest.raises(CheckpointError, match="neither model.safetensors nor"):
+        finetune_fas.with_relu(tmp_path, tmp_path / "twin")
+    assert not (tmp_path / "twin").exists()
+    tensors = {name: torch.randn(3) for name in "ab"}
+    for name in tensors:
+        save_file({name: tensors[name]}, tmp_path / f"{name}.safetensors")
+    index = {"weight_map": {name: f"{name}.safetensors" for name in tensors}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    twin = finetune_fas.with_relu(tmp_path, tmp_path / "twin")
+    assert json.loads((twin / "config.json").read_text()) == {"hidden_act": "relu", "depth": 2}
+    found = read_tensors(twin)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
 def test_bad_data_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.fx
 
 from .._arguments import require_count
-from .._execute import run_body, run_prefix
+from .._execute import require_finite, run_body, run_prefix
 from ..measure.drift import Drift
 from .nir_file import facts
 from .nir_run import run_nir
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def drift(model: SpikingModel, graph: nir.NIRGraph, inputs: Any, *, steps: int) -> Drift:
-    """Run the network and the graph side by side on one batch. Raises ConfigError for steps < 1."""
+    """Run the network and the graph side by side on one batch. Raises ConfigError for steps < 1, DataError for NaN or
+    infinity at a site."""
     require_count("steps", steps)
     known, leaves = facts(graph), model.prepare(inputs)
     crossing = run_prefix(model.program, leaves)
@@ -33,6 +34,7 @@ def drift(model: SpikingModel, graph: nir.NIRGraph, inputs: Any, *, steps: int) 
 
         def fire(marker: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
             site = str(marker.args[1])
+            require_finite(site, value)
             rule, threshold = model.neurons[site], model.thresholds[site]
             state[site], out, emitted[site] = rule.step(state.get(site), t, value, threshold)  # noqa: B023
             return out
