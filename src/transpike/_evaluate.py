@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 import torch.utils._pytree as pytree
 
+from ._execute import batch_axis, is_shared
 from ._journal import Journal, identity, open_journal
 from ._memory import decided, share
 from ._model import SpikingModel
-from ._simulate import Run, batch_axis_of_output
+from ._simulate import Run
 from .energy import PaperAccount, paper_account
 from .errors import ConfigError, DataError
 from .group import ALONE, Group
@@ -243,8 +244,13 @@ def _outcome(model: SpikingModel, item: Numbered, steps: int, mode: str, watch: 
 
 
 def samples_first(model: SpikingModel, outputs: torch.Tensor, behind: int = 0) -> torch.Tensor:
-    """The model's outputs [B, ...], wherever it has its batch; the first `behind` axes, such as time, stay in front."""
-    return outputs.movedim(batch_axis_of_output(model.program.output) + behind, behind)
+    """The model's outputs [B, ...], wherever it has its batch; the first `behind` axes, such as time, stay in front.
+
+    Raises: DataError for an output that all samples of a batch have together.
+    """
+    if is_shared(model.program.result):
+        raise DataError("the output has no batch dimension, so there is no prediction for each sample to compare")
+    return outputs.movedim((batch_axis(model.program.result) or 0) + behind, behind)
 
 
 def _content(batch: LabelledBatch | None) -> str:
