@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor
 
 from transpike.data.samples import Inputs, Label, Samples
 from transpike.errors import ConfigError, DataError, MissingExtra
+
+Read = TypeVar("Read")
 
 IGNORED = -100  # PyTorch's ignore_index: a position without a label
 
@@ -57,15 +59,16 @@ def loader(
         raise ConfigError(f"batch_size {batch_size} must be at least 1; choose a positive number")
     if len(samples) == 0:
         raise DataError(f"{samples.name!r} holds no sample; give at least one")
-    return _one_ahead(_batches(samples, batch_size, on_failure or _log_failure, num_classes))
+    return one_ahead(_batches(samples, batch_size, on_failure or _log_failure, num_classes))
 
 
-def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def one_ahead(items: Iterator[Read]) -> Iterator[Read]:
+    """The same items, none of which is None; the next one is made in another thread."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="transpike-loader") as pool:
-        pending = pool.submit(next, batches, None)
-        while (batch := pending.result()) is not None:
-            pending = pool.submit(next, batches, None)
-            yield batch
+        pending = pool.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield item
 
 
 def _batches(

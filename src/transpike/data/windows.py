@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import final
 
-from transpike.data.loader import Batch, Fetched, collate, fetch
+from transpike.data.loader import Batch, Fetched, collate, fetch, one_ahead
 from transpike.data.samples import Samples
 from transpike.errors import ConfigError, DataError
 
@@ -33,21 +33,8 @@ def windows(
         raise ConfigError(f"batch_size {batch_size} must be at least 1; choose a positive number")
     if len(samples) == 0:
         raise DataError(f"{samples.name!r} holds no sample; give at least one")
-    return _one_ahead(samples, iter(numbers), batch_size, num_classes)
-
-
-def _one_ahead(samples: Samples, numbers: Iterator[int], batch_size: int, num_classes: int | None) -> Iterator[Window]:
-    def read() -> Window | None:
-        number = next(numbers, None)
-        if number is None or number * batch_size >= len(samples):
-            return None
-        return _window(samples, number, batch_size, num_classes)
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="transpike-loader") as pool:
-        pending = pool.submit(read)
-        while (window := pending.result()) is not None:
-            pending = pool.submit(read)
-            yield window
+    within = takewhile(lambda number: number * batch_size < len(samples), numbers)
+    return one_ahead(_window(samples, number, batch_size, num_classes) for number in within)
 
 
 def _window(samples: Samples, number: int, batch_size: int, num_classes: int | None) -> Window:
