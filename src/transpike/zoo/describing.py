@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterator
@@ -41,9 +42,8 @@ def describe(model: nn.Module) -> Source:
     target = _signature(model)
     with torch.random.fork_rng(devices=[]):  # constructors draw random weights
         for source in guesses:
-            alike = _signature_of(source, torch.device("meta")) == target
-            # some constructors cannot run on meta, which has no values either
-            if (alike and not _computed(model)) or _is_rebuilt(source, target, model):
+            built = _built(source)
+            if built is not None and _signature(built) == target and _same(_computed(built), _computed(model)):
                 return source
     return Source("owner", f"{type(model).__module__}.{type(model).__qualname__}")
 
@@ -101,34 +101,44 @@ def _dtype(model: nn.Module) -> dict[str, Any]:
     return {} if first is None or first.dtype is torch.float32 else {"dtype": str(first.dtype).removeprefix("torch.")}
 
 
-def _signature_of(source: Source, device: torch.device) -> tuple[Any, ...] | None:
-    try:
-        with device:
-            return _signature(build(source))
-    except Exception:  # a guess of ours that the constructor refuses is not the user's error
-        return None
+def _built(source: Source) -> nn.Module | None:
+    """The architecture, without memory for its weights where its constructor runs without them."""
+    for how in (_weightless, contextlib.nullcontext):
+        with contextlib.suppress(Exception), how():  # a guess that the constructor refuses is not the user's error
+            model = build(source)
+            if not any(buffer.is_meta for buffer in model.buffers()):  # computed where a weight is
+                return model
+    return None
 
 
-def _is_rebuilt(source: Source, target: tuple[Any, ...], model: nn.Module) -> bool:
+@contextlib.contextmanager
+def _weightless() -> Iterator[None]:
+    """Parameters go to the meta device as they are registered; buffers have their values."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:  # one that is there already may be tied
+            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        register(self, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:
-        built = build(source)
-    except Exception:  # as above
-        return False
-    own, theirs = _computed(model), _computed(built)
-    return (
-        _signature(built) == target and own.keys() == theirs.keys() and all(map(_equal, own.values(), theirs.values()))
-    )
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _computed(model: nn.Module) -> dict[str, torch.Tensor]:
     """Buffers that only the constructor fills."""
     saved = model.state_dict()
-    return {name: buffer for name, buffer in sorted(model.named_buffers()) if name not in saved}
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Of the same values, in whichever type of number."""
-    return one.shape == other.shape and torch.equal(one.cpu().double(), other.cpu().double())
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether they hold the same values, in whichever type of number."""
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].cpu().double(), other[name].cpu().double()) for name in one
+    )
 
 
 def _signature(model: nn.Module) -> tuple[Any, ...]:
