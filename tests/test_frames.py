@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from transpike.neurons import (
     Neuron,
     by_ladder,
     compiled_trajectory,
+    fits,
     plain,
     spikes_in,
     trajectory,
@@ -79,6 +81,19 @@ def test_compiled_equals_eager(neuron: Neuron, exact: bool) -> None:
     eager = trajectory(Framed(neuron, frame), means, THETA, masks=True)
     fast = compiled_trajectory(Framed(neuron, frame), means, THETA, masks=True)
     assert all(torch.equal(a, b) for a, b in zip(eager, fast, strict=True))
+
+
+def test_what_is_in_the_neurons_own_units_is_not_passed_on() -> None:
+    """`at_once` of the neuron would leave the frame out, silently."""
+    own = Differential(3, pulses=2)
+    placed = Framed(own, Frame(scale=torch.tensor([[1.0, 2.0]])))
+    assert (placed.name, placed.code, placed.levels, placed.pulses, placed.cutoff) == ("differential", "sum", 3, 2, 0.5)
+    for name in ("at_once", "level", "parameters", "stairs", "firings"):
+        assert hasattr(own, name)
+        with pytest.raises(AttributeError, match=f"a neuron in a frame has no {name}"):
+            getattr(placed, name)
+    assert fits(placed, THETA)  # type: ignore[arg-type]
+    assert copy.deepcopy(placed).neuron == own
 
 
 def test_powers_of_two_share_one_ladder() -> None:

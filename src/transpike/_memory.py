@@ -11,6 +11,7 @@ import contextlib
 import functools
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -24,7 +25,7 @@ from . import ops
 from ._execute import Program
 from .errors import ConfigError
 from .multi_basis import SUBSTITUTES
-from .neurons import Framed, Neuron
+from .neurons import Framed, Neuron, plain
 from .neurons.trajectory import CHUNK
 from .ops.multiply import ELEMENTWISE
 
@@ -189,8 +190,8 @@ def _need(model: SpikingModel, steps: int, folded: bool, count: bool, precision:
 def tables(model: SpikingModel) -> int:
     """Bytes of the tables in which neurons that fire several times in a step look up what they say."""
     dtype = torch.float64 if width(model) == 8 else torch.float32
-    asked = {site: neuron for site, neuron in model.neurons.items() if hasattr(neuron, "stairs")}
-    found = (neuron.stairs(model.thresholds[site], dtype, model.device) for site, neuron in asked.items())  # type: ignore[attr-defined]
+    asked = ((plain(neuron), model.thresholds[site]) for site, neuron in model.neurons.items())
+    found = [own.stairs(each, dtype, model.device) for own, each in asked if hasattr(own, "stairs")]  # type: ignore[attr-defined]
     return sum({id(table): table.nbytes for table in found if table is not None}.values())
 
 
@@ -224,31 +225,40 @@ def peak(
     """
     prefix = sum(_bytes(node, batch) for node in program.prefix if node.op == "call_function" and not _is_view(node))
     held = sum(_bytes(node, batch * steps) for node in program.crossing if node.op != "get_attr") if steps > 1 else 0
-    owner: dict[torch.fx.Node, torch.fx.Node] = {}
-    masked: dict[torch.fx.Node, int] = {}
-    readers: dict[torch.fx.Node, int] = {}
+    size, freed = batch * steps, _freed_after(program)
+
+    def kept(node: torch.fx.Node) -> int:
+        if _aliased(node) is not None:
+            return 0
+        return _bytes(node, size) + (masks * _elements(node, size) if ops.is_site(node) else 0)
+
+    def beside(node: torch.fx.Node) -> int:
+        if not ops.is_site(node):
+            return _temporaries(node, size, copies)
+        return _neuron_temporaries(node, (neurons or {}).get(str(node.args[1])), size, steps, masks > 0, chunk)
+
     most = held
+    for node in program.body:
+        held += kept(node)
+        most = max(most, held + beside(node))
+        held -= sum(map(kept, freed.get(node, ())))
+    return prefix + most
+
+
+def _freed_after(program: Program) -> dict[torch.fx.Node, list[torch.fx.Node]]:
+    """By node of the body, the values made there whose memory is free behind it: it was the last to read a view."""
+    owner: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in program.body:
         source = _aliased(node)
         owner[node] = node if source is None else owner.get(source, source)
-        readers[owner[node]] = readers.get(owner[node], 0) + 1
-        own = 0
-        if source is None:
-            own = _bytes(node, batch * steps)
-            masked[node] = masks * _elements(node, batch * steps) if ops.is_site(node) else 0
-        if ops.is_site(node):
-            neuron = (neurons or {}).get(str(node.args[1]))
-            beside = _neuron_temporaries(node, neuron, batch * steps, steps, masks > 0, chunk)
-        else:
-            beside = _temporaries(node, batch * steps, copies)
-        most = max(most, held + own + masked.get(node, 0) + beside)
-        held += own + masked.get(node, 0)
+    views, freed = Counter(owner.values()), dict[torch.fx.Node, list[torch.fx.Node]]()
+    for node in program.body:
         for dead in program.dead_after.get(node, ()):
             root = owner[dead]
-            readers[root] -= 1
-            if readers[root] == 0 and root in masked:
-                held -= _bytes(root, batch * steps) + masked[root]
-    return prefix + most
+            views[root] -= 1
+            if views[root] == 0 and root in owner:  # not what lies before the body
+                freed.setdefault(node, []).append(root)
+    return freed
 
 
 def _neuron_temporaries(
@@ -258,8 +268,8 @@ def _neuron_temporaries(
     whole trajectory in its frame's units, and a copy where the input may not be contiguous."""
     elements, width = _elements(node, batch), max(WIDTH, _bytes(node, batch) // max(_elements(node, batch), 1))
     part = elements // steps if chunk is None else min(elements // steps, chunk)
-    pulses = 1 if neuron is None else neuron.pulses
-    held = (width * 8, 2) if hasattr(neuron, "at_once") else (width * (5 + pulses), 2 * pulses)  # together: no trains
+    own, pulses = (None, 1) if neuron is None else (plain(neuron), neuron.pulses)
+    held = (width * 8, 2) if hasattr(own, "at_once") else (width * (5 + pulses), 2 * pulses)  # together: no trains
     tensors = set(neuron.frame.tensors()) if isinstance(neuron, Framed) else set()
     framing = min(len(tensors), 1) + (len(tensors & {"scale", "offset"}) > 1 or len(tensors - {"offset"}) > 1)
     copied = int(_aliased(node.all_input_nodes[0]) is not None)

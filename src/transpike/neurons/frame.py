@@ -64,6 +64,9 @@ class Frame:
         return (int(exponent.min()) - 1, int(exponent.max()) - 1) if bool((mantissa == 0.5).all()) else None
 
 
+SETTINGS = ("name", "code", "levels", "pulses", "cutoff", "decay")  # of a neuron, whatever its frame
+
+
 @dataclass(frozen=True, eq=False)
 class Framed:
     """A neuron in its frame, in units of the activation: itself a neuron (see `Neuron`)."""
@@ -72,9 +75,9 @@ class Framed:
     frame: Frame
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("neuron", "frame"):  # not there yet, while it is copied
-            raise AttributeError(name)
-        return getattr(self.neuron, name)  # name, code, levels, pulses, and its own settings
+        if name not in SETTINGS:  # what else a neuron has is in its own units: ask `plain(neuron)`
+            raise AttributeError(f"a neuron in a frame has no {name}")
+        return getattr(self.neuron, name)
 
     def step(
         self, state: torch.Tensor | None, t: int, mean_in: torch.Tensor, threshold: Threshold

@@ -62,7 +62,7 @@ def _refusal(device: str) -> str:
 
 def fits(neuron: Neuron, threshold: Threshold) -> bool:
     """Whether the kernel covers this neuron at this threshold (negative ones, as published, need a scan of levels)."""
-    return hasattr(neuron, "level") and threshold.positive >= 0 and threshold.negative >= 0
+    return hasattr(plain(neuron), "level") and threshold.positive >= 0 and threshold.negative >= 0
 
 
 @functools.lru_cache(maxsize=4096)
