@@ -202,9 +202,9 @@ def keep_samples(value: torch.Tensor, axis: int, samples: int, places: torch.Ten
 
 def fold_back(value: torch.Tensor, axis: int | None) -> torch.Tensor:
     """[T, ..., B, ...] -> [..., T*B, ...]: time back into the batch axis, outermost. One step needs no axis."""
-    if value.shape[0] == 1 or axis is None:
+    if value.shape[0] == 1:
         return value[0]
-    return value.movedim(0, axis).flatten(axis, axis + 1)
+    return value.movedim(0, axis).flatten(axis, axis + 1)  # type: ignore[arg-type, operator]
 
 
 __all__ = ["Counter", "fold_back", "keep_samples"]

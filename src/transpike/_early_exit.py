@@ -61,8 +61,9 @@ def stop_early(
             f"samples cannot leave a batch of this model one by one ({model.unfoldable}); pass batches of one sample"
         )
     chosen = choose_kernels(model, kernel, model.precision, samples=samples, steps=steps, folded=False)
-    how = {"steps": steps, "folded": False, "count": count, "precision": model.precision}
-    parts = parts_that_fit(model, leaves, budget=model.max_memory, **how)  # type: ignore[arg-type]
+    parts = parts_that_fit(
+        model, leaves, steps=steps, folded=False, count=count, budget=model.max_memory, precision=model.precision
+    )
     stopped = [_stopped(model, part, steps, threshold, count, chosen) for part in parts]
     outputs, took = (torch.cat([getattr(each, name) for each in stopped]) for name in ("outputs", "steps"))
     if chosen.compiled and bool(outputs.isnan().any()):  # NaN is no margin, so such samples have run to the end

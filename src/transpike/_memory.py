@@ -148,8 +148,7 @@ def parts_that_fit(
 ) -> list[tuple[torch.Tensor, ...]]:
     """The inputs of a batch, divided as `samples_at_once` says."""
     samples = model.samples_in(leaves)
-    how = {"steps": steps, "folded": folded, "count": count, "precision": precision}
-    size = samples_at_once(model, samples, budget=budget, **how)  # type: ignore[arg-type]
+    size = samples_at_once(model, samples, steps=steps, folded=folded, count=count, budget=budget, precision=precision)
     return [leaves] if size >= samples else pieces(leaves, model.batch_axes, size)
 
 

@@ -95,9 +95,10 @@ def simulate(
     folded = mode == "folded" or (mode == "auto" and not model.unfoldable and not rests_soon(model, steps))
     chosen = choose_kernels(model, kernel, precision, samples=samples, steps=steps, folded=folded)
     budget = model.max_memory if max_memory is None else max_memory
-    how = {"steps": steps, "folded": folded, "count": count, "precision": precision}
     run, runs = (_folded if folded else _streaming), []
-    for part in parts_that_fit(model, leaves, budget=budget, **how):  # type: ignore[arg-type]
+    for part in parts_that_fit(
+        model, leaves, steps=steps, folded=folded, count=count, budget=budget, precision=precision
+    ):
         tally = Tally(steps, samples=model.samples_in(part))
         with in_precision(model, precision):
             output = run(model, part, tally, count, chosen)
