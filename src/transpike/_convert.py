@@ -25,7 +25,6 @@ from .group import ALONE, Group
 from .measure import per_step
 from .neurons import require_wide
 from .observers import Balanced
-from .ops.shape import KEEPS_ALL, SELECTS
 from .recipes import DEFAULT, Recipe, recipe_named
 from .zoo import check_finite
 
@@ -183,10 +182,9 @@ def unfoldable(captured: Captured, marked: torch.fx.GraphModule, example: Any) -
         leaf if s.batch_axis is None else leaf.narrow(s.batch_axis, 0, 1)
         for s, leaf in zip(captured.inputs, leaves, strict=True)
     )
-    entries = [node for node in marked.graph.nodes if node.op == "placeholder"]
     other = tuple(
-        leaf if s.batch_axis is None else _different(leaf, _table_rows(entry))
-        for s, leaf, entry in zip(captured.inputs, one, entries, strict=True)
+        leaf if s.batch_axis is None else _different(leaf, rows)
+        for s, leaf, rows in zip(captured.inputs, one, captured.table_rows, strict=True)
     )
     if all(map(torch.equal, one, other)):
         return "the example has the same value everywhere, which cannot tell whether samples stay apart"
@@ -203,7 +201,7 @@ def unfoldable(captured: Captured, marked: torch.fx.GraphModule, example: Any) -
     return ""
 
 
-def _different(leaf: torch.Tensor, rows: int) -> torch.Tensor:
+def _different(leaf: torch.Tensor, rows: int | None) -> torch.Tensor:
     """Another valid input of the same shape, also where all values are the same: ids are the next row of their table
     of `rows`; other integers and truth values, as masks hold, only change places; what is not negative stays so."""
     if not leaf.is_floating_point():
@@ -211,17 +209,6 @@ def _different(leaf: torch.Tensor, rows: int) -> torch.Tensor:
     noise = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0)).to(leaf)
     size = leaf.where(leaf.abs() < 1e4, 0.0).square().mean().sqrt()  # not of what masks put in place of -Inf
     return leaf.flip(-1) * 0.75 + noise * size.where(size > 0, 1.0) / 2
-
-
-def _table_rows(node: torch.fx.Node) -> int:
-    """Of the smallest table that is looked up at this value, as it is or rearranged; 0: none is."""
-    rows = []
-    for user in node.users:
-        if user.target is torch.ops.aten.embedding.default and user.args[1] is node:
-            rows.append(user.args[0].meta["val"].shape[0])  # type: ignore[union-attr]
-        elif user.target in (*KEEPS_ALL, *SELECTS):
-            rows.append(_table_rows(user))
-    return min(filter(None, rows), default=0)
 
 
 def _fingerprints(program: Program, leaves: tuple[torch.Tensor, ...], parts: int) -> dict[str, torch.Tensor]:

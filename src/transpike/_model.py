@@ -70,9 +70,7 @@ class SpikingModel:
     def place_neurons(self) -> None:
         """Put every site's neuron in its frame, on the device where it stands."""
         self.neurons = self.calibration.place(self.plan, self.recipe, self.device)
-        self.needs: dict[
-            tuple[int, bool, bool, str], tuple[int, int]
-        ] = {}  # memory of runs, as far as it was asked for
+        self.needs: dict[tuple[Any, ...], tuple[int, int]] = {}  # memory of runs, as far as it was asked for
         if self.dispatched is not None:
             self.neurons = {
                 site: Framed(neuron.neuron, neuron.frame.to(self.dispatched.sites[site]))  # type: ignore[misc]
