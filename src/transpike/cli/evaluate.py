@@ -15,6 +15,7 @@ from .console import Failures, progress, remark, show
 if TYPE_CHECKING:
     from .._early_exit import EarlyExit, ExitBook
     from .._evaluate import Evaluation
+    from ..energy import EnergySheet
     from ..group import Group
     from ..pipeline import DataChoice, ModelChoice, Ready
     from ..recipes import Recipe
@@ -99,7 +100,6 @@ def evaluate(
 ) -> None:
     """Evaluate a converted network, or convert a model on the spot and evaluate it, for T = 1..STEPS in one pass."""
     from .. import pipeline
-    from .. import report as reports
 
     _check(context, target, pipeline.is_saved(target), steps, mode, kernel, early_exit)
     options.check_precision(precision)
@@ -150,23 +150,11 @@ def evaluate(
     seconds = {"convert": converted - started, "evaluate": time.perf_counter() - converted}
     exits = None if book is None else book.result()
     if group.main:
-        more = {"precision": _precision(ready, steps, batch_size, mode)}
-        more |= {} if exits is None else {"early_exit": exits.to_json()}
-        document = reports.document(
-            ready.network, result, command=context.obj, source=ready.source, data=ready.part.record(),
-            calibration_data=ready.calibration, seed=seed, failed=failures.items, seconds=seconds, prices=table,
-            more=more,
+        document = _document(
+            ready, result, exits, _precision(ready, steps, batch_size, mode), command=context.obj, seed=seed,
+            failed=failures.items, seconds=seconds, prices=table,
         )  # fmt: skip
-        show(reports.accuracy_table(result))
-        if exits is not None:
-            show(exits.table())
-        if spikes:
-            show(result.tally.table())
-        show(result.energy.table())
-        if sheet:
-            show(ready.network.energy_sheet(result.tally, table))
-        if failures.items:
-            remark(f"{failures.count()} skipped as unreadable")
+        _show(result, exits, failures, spikes, ready.network.energy_sheet(result.tally, table) if sheet else None)
         _write(document, result, json, report)
     if exits is not None and early_exit is not None and mode == "streaming":
         _stop(ready, exits, early_exit, batch_size)
@@ -269,6 +257,35 @@ def _check(
         raise ConfigError(f"{target} is converted already, so {idle} cannot change it; leave that out, or convert anew")
     if idle:
         raise ConfigError(f"{target} is a model itself; leave {idle} out, or name a folder that convert wrote")
+
+
+def _document(
+    ready: Ready, result: Evaluation, exits: EarlyExit | None, precision: Mapping[str, Any], **record: Any
+) -> dict[str, Any]:
+    from ..report import document
+
+    more = {"precision": precision, **({} if exits is None else {"early_exit": exits.to_json()})}
+    return document(
+        ready.network, result, source=ready.source, data=ready.part.record(), calibration_data=ready.calibration,
+        more=more, **record,
+    )  # fmt: skip
+
+
+def _show(
+    result: Evaluation, exits: EarlyExit | None, failures: Failures, spikes: bool, sheet: EnergySheet | None
+) -> None:
+    from ..report import accuracy_table
+
+    show(accuracy_table(result))
+    if exits is not None:
+        show(exits.table())
+    if spikes:
+        show(result.tally.table())
+    show(result.energy.table())
+    if sheet is not None:
+        show(sheet)
+    if failures.items:
+        remark(f"{failures.count()} skipped as unreadable")
 
 
 def _write(document: Mapping[str, Any], result: Evaluation, json: str | None, report: str | None) -> None:
