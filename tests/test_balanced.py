@@ -226,3 +226,23 @@ def test_a_model_without_scores_is_refused() -> None:
 def test_bad_budgets_are_refused(options: dict) -> None:
     with pytest.raises(ConfigError, match="must be a positive number"):
         Balanced(**options)
+
+
+def test_where_the_output_has_its_batch_changes_nothing() -> None:
+    """The same network with tokens first: signs of a probe belong to tokens, not to samples."""
+
+    class Turned(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x.transpose(0, 1)).transpose(0, 1)
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 4)).double().eval()
+    inputs = torch.randn(6, 3, 5, dtype=torch.float64)
+    one = transpike.convert(net, [inputs])
+    other = transpike.convert(Turned(net).eval(), [inputs.transpose(0, 1).contiguous()], batch_dim=1)
+    assert [*one.thresholds.values()] == [*other.thresholds.values()]
+    assert [neuron.levels for neuron in one.neurons.values()] == [neuron.levels for neuron in other.neurons.values()]

@@ -10,6 +10,7 @@ import torch
 import torch.fx
 
 from .. import ops
+from .._execute import batch_axis
 from ..errors import CalibrationError
 from ..measure import dense_operations
 
@@ -101,11 +102,13 @@ def _probe(
     with torch.enable_grad():
         output = probing.run(*leaves)
         logits = output[0] if isinstance(output, (tuple, list)) else output
+        axis = batch_axis(marked.graph.output_node().all_input_nodes[0]) or 0
         if not (isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.dim() >= 2):
             raise CalibrationError(
                 "balanced thresholds need a model whose first output holds class scores; use another recipe, such as "
                 "differential"
             )
+        logits = logits.movedim(axis, 0)
         squares: dict[str, torch.Tensor] = {}
         for probe in _probes(logits.detach()):
             gradients = torch.autograd.grad(

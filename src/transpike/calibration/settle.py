@@ -75,7 +75,7 @@ def divergence(
 
             output = run_body(program, crossing, fire)
         p, q = source.double().log_softmax(-1), output.double().log_softmax(-1)
-        predictions = max(source[0].numel() // source.shape[-1], 1)
+        predictions = max(source.numel() // (samples * source.shape[-1]), 1)
         total += float((p.exp() * (p - q)).sum()) / predictions
         count += samples
     return total / max(count, 1)
