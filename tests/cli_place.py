@@ -92,11 +92,11 @@ def furnish(folder: Path) -> None:
         archive.add(folder / "images", "images")
 
 
-def pictures(folder: Path, size: int, count: int = 3) -> None:
+def pictures(folder: Path, size: int, count: int = 3, *, seed: int = 1) -> None:
     """A folder of small PNGs in three classes."""
     from PIL import Image
 
-    random = np.random.default_rng(1)
+    random = np.random.default_rng(seed)
     for name in ("cat", "dog", "owl"):
         (folder / name).mkdir(parents=True)
         for i in range(count):

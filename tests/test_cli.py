@@ -137,7 +137,7 @@ def test_where_nobody_says_otherwise_images_stay_as_they_are(
 
 def test_one_source_of_two_splits_calibrates_on_the_first(say: Say, place: Path) -> None:
     for split, count in {"train": 4, "test": 3}.items():
-        pictures(place / "both" / split, 6, count)
+        pictures(place / "both" / split, 6, count, seed=count)
     assert say("eval mine:make --data both --calibration both --samples 5 --steps 1 --json r.json")[0] == 0
     report = read(place / "r.json")
     assert report["samples"] == 9 and report["calibration"]["data"]["of"] == 12
