@@ -83,7 +83,7 @@ def furnish(folder: Path) -> None:
     np.savez(folder / "tokens.npz", x=random.random((10, 4, 5), dtype=np.float32), y=random.integers(0, 3, (10, 4)))
     ids = random.integers(0, 7, (8, 5))
     np.savez(folder / "ids.npz", x=ids)
-    np.savez(folder / "beyond.npz", x=np.where(np.arange(8)[:, None] == 6, 9, ids))
+    np.savez(folder / "beyond.npz", x=np.where(np.arange(8)[:, None] == 6, 9, (ids + 1) % 7))
     np.savez(folder / "one.npz", x=images[:1], y=labels[:1])
     (folder / "junk.npz").write_bytes(b"junk")
     (folder / "empty").mkdir()
