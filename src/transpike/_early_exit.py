@@ -14,7 +14,7 @@ from . import ops
 from ._arguments import require_count
 from ._count import Counter, keep_samples
 from ._evaluate import LabelledBatch, evaluate
-from ._execute import Values, batch_axis
+from ._execute import Values, batch_axis, is_shared
 from ._kernels import Kernels, choose_kernels
 from ._memory import parts_that_fit
 from ._model import SpikingModel
@@ -110,8 +110,9 @@ def _stopped(
 
 def require_scores(model: SpikingModel) -> None:
     """Raises ConfigError unless the model gives one row of class scores per sample."""
-    value = model.program.result.meta["val"]
-    if value.dim() != 2 or value.shape[-1] < 2 or batch_axis(model.program.result) != 0:
+    result = model.program.result
+    value = result.meta["val"]
+    if value.dim() != 2 or value.shape[-1] < 2 or batch_axis(result) or is_shared(result):
         shape = " x ".join(str(size) for size in value.shape[1:])
         raise ConfigError(f"early exit decides by class scores, but a sample of this model has outputs of {shape}")
 
