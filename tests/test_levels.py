@@ -51,7 +51,7 @@ def heard(snn: transpike.SpikingModel, images: torch.Tensor) -> dict[str, list[C
     return {site: ear.steps for site, ear in ears.items()}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("cascade", "fas", "qcfs")])  # same neurons
 def test_the_command_counts_what_neurons_emit(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,8 +49,11 @@ def rewritten(path: Path, to: Path, tensors: dict[str, torch.Tensor] | None = No
 # --- what continues --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", ["timm_vit_tiny_patch16_224", "timm_resnet18", "hf_gpt2"])
+# A ViT, a CNN and a language model take turns over the recipes.
+IN_TURN = ("timm_vit_tiny_patch16_224", "timm_resnet18", "hf_gpt2")
+
+
+@pytest.mark.parametrize(("name", "recipe"), [(IN_TURN[turn % 3], recipe) for turn, recipe in enumerate(RECIPES)])
 def test_three_steps_a_file_and_three_more_are_six(name: str, recipe: str, tmp_path: Path) -> None:
     family = next(family for family in FAMILIES if family.name == name)
     inputs = batch(family, 2)

@@ -80,7 +80,7 @@ class Recipe:
         if not isinstance(self.sequential, bool):
             raise ConfigError(f"sequential must be True or False, not {self.sequential!r}")
         for key, choice in (*self.kinds.items(), *self.patterns.items()):
-            if isinstance(choice.range, Balanced):
+            if isinstance(choice.range, Balanced) and choice.range != self.range:
                 raise ConfigError(
                     f"rule balanced is for all sites together, not for {key}; make it the recipe's range, and name "
                     "another rule for the sites that it is to leave out"
