@@ -160,6 +160,17 @@ def test_every_tensor_keeps_its_type(weights: torch.dtype, tmp_path: Path) -> No
     assert_equal(snn, again, torch.randn(4, 6))
 
 
+def test_what_is_not_saved_keeps_its_type_where_parameters_do(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        model = Typed(torch.float32)
+        model.register_buffer("c_fixed", torch.linspace(0.1, 1, 6, dtype=torch.float64), persistent=False)
+        return model
+
+    snn = transpike.convert(build().eval(), [torch.randn(4, 6)], "ecmt")
+    snn.save_pretrained(tmp_path)
+    assert transpike.load(tmp_path, model=build()).source_module.c_fixed.dtype == torch.float64
+
+
 def test_frames_of_another_network_do_not_stay(tmp_path: Path) -> None:
     model, inputs = load_model(), digits()
     folder = transpike.convert(model, [inputs], "balanced").save_pretrained(tmp_path / "net")

@@ -143,6 +143,13 @@ def test_one_source_of_two_splits_calibrates_on_the_first(say: Say, place: Path)
     assert report["samples"] == 9 and report["calibration"]["data"]["of"] == 12
 
 
+def test_options_that_are_for_the_calibration_are_not_refused(say: Say, place: Path) -> None:
+    np.savez(place / "floats.npz", x=np.random.default_rng(0).random((8, 1, 6, 6), dtype=np.float32))
+    line = "eval mine:make --data floats.npz --calibration other.npz --mean 0.5 --std 1 --steps 1"
+    code, _, err = say(line)
+    assert code == 0, err
+
+
 def test_prices_hold_for_every_account(say: Say, place: Path) -> None:
     code, out, _ = say("eval mine:make --data data.npz --steps 2 --prices davidson_furber_22fdx --json r.json")
     report = read(place / "r.json")

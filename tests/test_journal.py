@@ -25,7 +25,7 @@ import transpike
 from transpike import pipeline
 from transpike._evaluate import Outcome, evaluate
 from transpike._journal import open_journal
-from transpike._memory import need
+from transpike._memory import decided, need
 from transpike.cli import console, main
 from transpike.data import Batch, Subset, open_data
 from transpike.data.folder import open_folder
@@ -141,7 +141,10 @@ def test_a_stopped_run_continues(
 def test_batches_are_divided_as_when_the_run_began(
     snn: Any, part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In other parts float32 rounds otherwise; memory comes and goes while a run lasts."""
+    """In other parts float32 rounds otherwise; memory comes and goes while a run lasts. In smaller ones where there is
+    less memory now."""
+    limits: list[int] = []
+    monkeypatch.setattr("transpike._evaluate.decided", lambda limit: limits.append(limit) or decided(limit))  # type: ignore[func-returns-value]
     fixed, each = need(snn, steps=STEPS, folded=True, count=True)
 
     def fitting(*samples: int) -> list[int]:
@@ -159,8 +162,13 @@ def test_batches_are_divided_as_when_the_run_began(
     fitting(4)
     with pytest.raises(Stop):
         run(snn, part, tmp_path / "j", progress=stopping_after(3))
-    fitting(2)
+    begun = (tmp_path / "j").read_bytes()
+    fitting(100)
     assert numbers(run(snn, part, tmp_path / "j")) == numbers(expected)
+    (tmp_path / "j").write_bytes(begun)
+    fitting(1)  # with more the run would be killed again
+    run(snn, part, tmp_path / "j")
+    assert limits[0] == limits[1] == limits[2] == fixed + 4 * each + 1 and limits[3] == fixed + each + 1
     fitting(1)
     assert snn.simulate(torch.zeros(2, 1, 8, 8), STEPS).mode == "folded, 1 samples at once", "no longer than the run"
 

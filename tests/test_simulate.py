@@ -14,6 +14,7 @@ from torch import nn
 
 import transpike
 from oracle import BLOCK_SITES, Block, Membrane, Mixing, literal_block
+from transpike._convert import _different
 from transpike._execute import run_body, run_prefix
 from transpike._kernels import may_hide_nan
 from transpike._normalise import locate_batch
@@ -484,6 +485,12 @@ class Centred(nn.Module):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         x = self.embed(x) if mask is None else self.embed(x) * mask.unsqueeze(-1)
         return self.two(self.one(x - x.mean(0)).relu())
+
+
+def test_another_sample_is_made_where_the_first_is() -> None:
+    with torch.device("meta"):  # the user's default
+        made = _different(torch.zeros(2, 3, device="cpu"), None)
+    assert made.device.type == "cpu" and len(made.unique()) == 6
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4, dtype=torch.int64)])

@@ -75,6 +75,12 @@ def test_describe_keeps_the_type_of_the_weights() -> None:
     assert {parameter.dtype for parameter in build(source).parameters()} == {torch.float64}
 
 
+def test_a_module_may_hold_a_method_of_a_type() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.act = torch.Tensor.tanh  # which is of no module
+    assert describe(model).kind == "owner"
+
+
 def test_describe_does_not_take_more_heads_for_the_same_model() -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("vit_tiny_patch16_224", num_heads=6)  # the same tensors and the same repr as with 3

@@ -108,13 +108,13 @@ def _unread(data: DataChoice, samples: Samples) -> set[str]:
     """Options that say nothing about data like these."""
     whole = Part(samples, data.spec).whole
     files, text = isinstance(whole, EncodedImages), getattr(whole, "tokenizer", None) is not None
-    unsplit = "split" in data.named and not _has_splits(data.spec)
+    unsplit = "split" in data.named and not has_splits(data.spec)
     images = isinstance(getattr(whole, "preprocess", getattr(whole, "read", None)), Preprocess)
     idle = {"labels": not files, "max_length": not text, "split": unsplit, **dict.fromkeys(PREPROCESSING, not images)}
     return {name for name, holds in idle.items() if holds}
 
 
-def _has_splits(spec: str) -> bool:
+def has_splits(spec: str) -> bool:
     """Whether data that can be opened refuse a split that none has."""
     try:
         open_data(spec, labels="none", split="")
@@ -146,4 +146,4 @@ def _tokens(model: torch.nn.Module) -> int | None:
     return most if isinstance(most, int) and 0 < most < 128 else None
 
 
-__all__ = ["DataChoice", "ModelChoice"]
+__all__ = ["DataChoice", "ModelChoice", "has_splits"]

@@ -206,7 +206,8 @@ def _different(leaf: torch.Tensor, rows: int | None) -> torch.Tensor:
     of `rows`; other integers and truth values, as masks hold, only change places; what is not negative stays so."""
     if not leaf.is_floating_point():
         return (leaf + 1) % rows if rows else leaf.roll(1, -1)
-    noise = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0)).to(leaf)
+    seeded = torch.Generator("cpu").manual_seed(0)
+    noise = torch.rand(leaf.shape, generator=seeded, device="cpu", dtype=torch.float32).to(leaf)
     size = leaf.where(leaf.abs() < 1e4, 0.0).square().mean().sqrt()  # not of what masks put in place of -Inf
     return leaf.flip(-1) * 0.75 + noise * size.where(size > 0, 1.0) / 2
 

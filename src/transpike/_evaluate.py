@@ -138,7 +138,7 @@ def evaluate_numbered(
     watch: Watch | None = None,
 ) -> Evaluation:
     """As `evaluate`, on batches that `read` gives by ascending number. How much memory a run may take where the model
-    does not say is decided once, by process 0 when it begins: batches in other parts round otherwise.
+    does not say is decided once, when it begins, for all processes: batches in other parts round otherwise.
 
     Arguments: about -- JSON values that name the samples, for the journal. whole -- compare all batches that the
     journal has with those given now, not only the first.
@@ -150,10 +150,10 @@ def evaluate_numbered(
         kept = journal is not None
         run = {**identity(model, steps, mode), **about} if kept or group.count > 1 else {}
         group.require_same(run, "weights, thresholds, data or versions")
-        most = {"memory": share(model.device)}
-        book = stack.enter_context(open_journal(Path(journal), run, most)) if kept and group.main else None
-        most = group.exchange(most if book is None else book.found)[0]
-        stack.enter_context(decided(most["memory"]))
+        now = {"memory": share(model.device)}
+        book = stack.enter_context(open_journal(Path(journal), run, now)) if kept and group.main else None
+        found = group.exchange([now["memory"], None if book is None else book.found.get("memory")])
+        stack.enter_context(decided(min((size for sizes in found for size in sizes if size is not None), default=None)))
         done, total = _saved(book, steps, group)
         again = 0 if book is None else done if whole else min(done, 1)
         shares = _outcomes(model, read, steps, mode, (done, again), book, group, kept, watch)

@@ -92,17 +92,17 @@ def _module(config: Mapping[str, Any], directory: Path, model: torch.nn.Module |
 
 
 def _take_types(module: torch.nn.Module, weights: Path) -> None:
-    """Give every floating tensor the type it was saved in; those that are not saved, that of the parameters."""
+    """Give every floating tensor the type it was saved in; those that are not saved go along where parameters do."""
     with safetensors.safe_open(weights, "pt") as file:
         saved = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
     own = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name in saved}
     floating = {n: t for n, t in own.items() if t.is_floating_point() and saved[n].is_floating_point}
-    parameter = next((name for name, tensor in floating.items() if isinstance(tensor, torch.nn.Parameter)), None)
-    if parameter is not None:
+    parameter = next((name for name, tensor in floating.items() if isinstance(tensor, torch.nn.Parameter)), "")
+    if any(tensor.dtype != saved[name] for name, tensor in floating.items() if isinstance(tensor, torch.nn.Parameter)):
         module.to(saved[parameter])
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if name in floating:
-                tensor.data = tensor.data.to(saved[name])
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if name in floating:
+            tensor.data = tensor.data.to(saved[name])
 
 
 def _check_sites(decided: Plan, config: Mapping[str, Any], directory: Path) -> None:

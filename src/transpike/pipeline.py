@@ -13,7 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from ._capture import call_of
-from ._choices import DataChoice, ModelChoice
+from ._choices import DataChoice, ModelChoice, has_splits
 from ._compare import Failed, Misfit, RecipeComparison, convert_each, evaluate_each
 from ._convert import convert
 from ._evaluate import Evaluation, Numbered, Watch, evaluate_numbered
@@ -45,7 +45,9 @@ def parts(
     """What calibrates and what is evaluated, of samples as the model reads them; see `separate`. `tuned`: records of
     samples that tuned a recipe, which are not evaluated."""
     whole = Part(data.open(module), data.spec)
-    other = None if calibration is None else Part(calibration.open(module), calibration.spec)
+    other = None
+    if calibration is not None and (calibration.spec != data.spec or has_splits(data.spec)):
+        other = Part(calibration.open(module), calibration.spec)
     few, part, remark = separate(whole, other, count=count, every=every, seed=data.seed)
     return few, *without_tuning(part, tuned, remark)
 

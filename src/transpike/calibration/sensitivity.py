@@ -139,9 +139,9 @@ def _summed(squares: torch.Tensor, batch_axis: int | None, operations: int) -> S
 
 
 def _probes(logits: torch.Tensor) -> Iterable[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     p = torch.nn.functional.softmax(logits.float(), -1)
     for _ in range(PROBES):
-        signs = torch.randint(0, 2, logits.shape[1:], generator=generator) * 2.0 - 1.0
+        signs = torch.randint(0, 2, logits.shape[1:], generator=generator, device="cpu") * 2.0 - 1.0
         root = p.sqrt() * signs.to(p.device)
         yield (root - p * root.sum(-1, keepdim=True)).to(logits.dtype)

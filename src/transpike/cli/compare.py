@@ -78,7 +78,8 @@ def compare(
     other = None
     if calibration is not None:
         other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
-    known = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, options.named(context))
+    named = options.named(context, beside=calibration)
+    known = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, named)
     few, part, said = pipeline.parts(module, known, other, count=samples, every=every, tuned=options.tuned_on(wanted))
     if said:
         remark(said)

@@ -112,7 +112,8 @@ def evaluate(
     failures, started, group = Failures(), time.perf_counter(), join()
     _check_early(early_exit, journal, group)
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, options.named(context))
+    named = options.named(context, beside=calibration)
+    asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, named)
     other = None
     if calibration is not None:
         other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)

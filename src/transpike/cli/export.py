@@ -45,7 +45,7 @@ def events(
 
     _positive(steps=steps, limit=limit)
     network = _network(target, model, option)
-    batch = _batch(network, _whole(network, target, data, split, seed, context), limit, seed)
+    batch = _batch(network, _whole(network, target, data, split, seed, options.named(context)), limit, seed)
     partial = partial_path(Path(out))
     try:
         with progress(f"writing T = {steps}", steps) as advance:
@@ -124,9 +124,10 @@ def nir(
     if segments and (data or relu_neurons):
         raise ConfigError("--segments writes graphs that run only between other operators; drop --data, --relu-neurons")
     network = source = _network(target, model, option)
-    part = None if data is None else _whole(source, target, data, split, seed, context)
+    named = options.named(context, beside=data and relu_neurons)
+    part = None if data is None else _whole(source, target, data, split, seed, named)
     if relu_neurons is not None:
-        few = _whole(source, target, relu_neurons, split, seed, context)
+        few = _whole(source, target, relu_neurons, split, seed, named)
         if part is None:
             few = pipeline.Part(take(few.samples, calibration_samples, seed=seed), relu_neurons)
         else:
@@ -163,13 +164,13 @@ def _network(target: str, model: str | None, option: list[str] | None) -> Spikin
     return pipeline.load(target, model=owner)
 
 
-def _whole(network: SpikingModel, target: str, data: str, split: str, seed: int, context: typer.Context) -> Part:
+def _whole(network: SpikingModel, target: str, data: str, split: str, seed: int, named: frozenset[str]) -> Part:
     """Samples prepared as those that calibrated the saved network."""
     from pathlib import Path
 
     from .. import pipeline
 
-    choice = pipeline.DataChoice(data, split=split, seed=seed, named=options.named(context))
+    choice = pipeline.DataChoice(data, split=split, seed=seed, named=named)
     return pipeline.Part(choice.open(network.source_module, pipeline.read_config(Path(target))), data)
 
 

@@ -256,9 +256,11 @@ def check_mode(mode: str) -> None:
 NAMED = ("labels", "split", "max_length", "input_size", "mean", "std", "crop_pct", "interpolation")
 
 
-def named(context: typer.Context) -> frozenset[str]:
-    """Those options about data that were written on the command line."""
-    return frozenset(name for name in NAMED if name in context.params and given(context, (name,)))
+def named(context: typer.Context, *, beside: str | None = None) -> frozenset[str]:
+    """Those options about data that were written on the command line; where there are data `beside`, which are read the
+    same way, without those that may be for them."""
+    names = NAMED if beside is None else ("labels",)
+    return frozenset(name for name in names if name in context.params and given(context, (name,)))
 
 
 def given(context: typer.Context, names: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from transpike.zoo.source import Source
 IRRELEVANT = frozenset(
     {
         "training",
+        "_compiled_call_impl",
         "fused_attn",
         "grad_checkpointing",
         "gradient_checkpointing",
@@ -157,7 +158,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _named(code: Any) -> str:
     kind = code if hasattr(code, "__qualname__") else type(code)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return f"{getattr(kind, '__module__', None)}.{kind.__qualname__}"
 
 
 def _is_plain(value: object) -> bool:
