@@ -117,7 +117,7 @@ VALUES = {
     f"{DIGITS} --labels prefix": "--labels would change nothing about digits",
     f"{MINE} --labels nonsense": "--labels would change nothing about data.npz",
     f"{MINE} --split val": "--split would change nothing about data.npz",
-    f"{MINE} --max-length 4": "--max-length would change nothing about data.npz",
+    "eval mine:make --data data.npz --max-length 4": "--max-length would change nothing about data.npz",
     "compare mine:make --data images --split test": "--split would change nothing about images",
     "compare mine:make --data images.tar --split test": "--split would change nothing about images.tar",
     "convert mine:make --calibration images --out x --max-length 4": "--max-length would change nothing about images",

@@ -78,7 +78,7 @@ def compare(
     other = None
     if calibration is not None:
         other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
-    named = options.named(context, beside=calibration)
+    named = options.named(context, shared=() if calibration is None else options.PREPARING)
     known = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, named)
     few, part, said = pipeline.parts(module, known, other, count=samples, every=every, tuned=options.tuned_on(wanted))
     if said:

@@ -112,7 +112,7 @@ def evaluate(
     failures, started, group = Failures(), time.perf_counter(), join()
     _check_early(early_exit, journal, group)
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
-    named = options.named(context, beside=calibration)
+    named = options.named(context, shared=() if calibration is None else options.PREPARING)
     asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, named)
     other = None
     if calibration is not None:

@@ -124,7 +124,7 @@ def nir(
     if segments and (data or relu_neurons):
         raise ConfigError("--segments writes graphs that run only between other operators; drop --data, --relu-neurons")
     network = source = _network(target, model, option)
-    named = options.named(context, beside=data and relu_neurons)
+    named = options.named(context, shared=("split",) if data and relu_neurons else ())
     part = None if data is None else _whole(source, target, data, split, seed, named)
     if relu_neurons is not None:
         few = _whole(source, target, relu_neurons, split, seed, named)

@@ -253,14 +253,15 @@ def check_mode(mode: str) -> None:
         raise ConfigError(f"--mode must be one of {', '.join(MODES)}, not {mode!r}")
 
 
-NAMED = ("labels", "split", "max_length", "input_size", "mean", "std", "crop_pct", "interpolation")
+PREPARING = ("max_length", "input_size", "mean", "std", "crop_pct", "interpolation")
+NAMED = ("labels", "split", *PREPARING)
 
 
-def named(context: typer.Context, *, beside: str | None = None) -> frozenset[str]:
-    """Those options about data that were written on the command line; where there are data `beside`, which are read the
-    same way, without those that may be for them."""
-    names = NAMED if beside is None else ("labels",)
-    return frozenset(name for name in names if name in context.params and given(context, (name,)))
+def named(context: typer.Context, *, shared: Iterable[str] = ()) -> frozenset[str]:
+    """Those options about data that were written on the command line, without those `shared` with other data, for which
+    they may be."""
+    asked = (name for name in NAMED if name in context.params and name not in shared)
+    return frozenset(name for name in asked if given(context, (name,)))
 
 
 def given(context: typer.Context, names: Iterable[str]) -> str:
