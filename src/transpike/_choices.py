@@ -62,6 +62,12 @@ class DataChoice:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
 
+    def calibrating(self, spec: str | None) -> DataChoice | None:
+        """Data that calibrate for these: all of their train split, without labels, prepared the same way."""
+        if spec is None:
+            return None
+        return DataChoice(spec, "none", "train", None, self.seed, self.max_length, self.preprocess)
+
     def preparation(self, model: torch.nn.Module, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What makes model inputs of raw samples: what the model says, then the saved network, then the user. Where
         neither of the first two says anything, images stay as they are but for what the user asks.

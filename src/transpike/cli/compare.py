@@ -75,11 +75,9 @@ def compare(
     module = choice.load()
     if choice.random_weights:
         remark(f"{model} has random weights; pass --pretrained or --checkpoint for trained ones")
-    other = None
-    if calibration is not None:
-        other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
     named = options.named(context, shared=() if calibration is None else options.PREPARING)
     known = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, named)
+    other = known.calibrating(calibration)
     few, part, said = pipeline.parts(module, known, other, count=samples, every=every, tuned=options.tuned_on(wanted))
     if said:
         remark(said)

@@ -114,9 +114,7 @@ def evaluate(
     preprocess = options.preprocessing(input_size, mean, std, crop_pct, interpolation)
     named = options.named(context, shared=() if calibration is None else options.PREPARING)
     asked = pipeline.DataChoice(data, labels, split, limit, seed, max_length, preprocess, named)
-    other = None
-    if calibration is not None:
-        other = pipeline.DataChoice(calibration, "none", "train", None, seed, max_length, preprocess)
+    other = asked.calibrating(calibration)
     if pipeline.is_saved(target):
         owner = pipeline.ModelChoice(model, options=options.key_values(option)) if model else None
         ready = pipeline.ready_saved(
