@@ -97,9 +97,9 @@ def _take_types(module: torch.nn.Module, weights: Path) -> None:
         saved = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
     own = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name in saved}
     floating = {n: t for n, t in own.items() if t.is_floating_point() and saved[n].is_floating_point}
-    parameter = next((name for name, tensor in floating.items() if isinstance(tensor, torch.nn.Parameter)), "")
-    if any(tensor.dtype != saved[name] for name, tensor in floating.items() if isinstance(tensor, torch.nn.Parameter)):
-        module.to(saved[parameter])
+    parameters = [name for name, tensor in floating.items() if isinstance(tensor, torch.nn.Parameter)]
+    if any(floating[name].dtype != saved[name] for name in parameters):
+        module.to(saved[parameters[0]])
     for name, tensor in module.state_dict(keep_vars=True).items():
         if name in floating:
             tensor.data = tensor.data.to(saved[name])

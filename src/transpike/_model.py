@@ -15,7 +15,7 @@ from ._capture import Captured
 from ._dispatch import Dispatched, MaxMemory, chosen_map, dispatched, gather, weights
 from ._execute import Program, batch_axis, cut, run_body, run_prefix
 from ._memory import parts_that_fit
-from ._normalise import retarget
+from ._normalise import redirect
 from ._plan import Plan
 from ._simulate import Run, simulate
 from ._substitute import replaced, substituted
@@ -124,7 +124,7 @@ class SpikingModel:
         for module in (self.program.module, self.captured.graph):
             module.to(*args, **kwargs).to(main)
             for node in module.graph.nodes:
-                retarget(node, lambda argument: self.device if isinstance(argument, torch.device) else argument)
+                redirect(node, self.device)
             module.recompile()
         self.captured = self.captured.cast(self.program.module)
         self.place_neurons()

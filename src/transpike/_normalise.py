@@ -139,6 +139,11 @@ def retarget(node: torch.fx.Node, swap: Callable[[Any], Any]) -> None:
         node.args, node.kwargs = map_aggregate(node.args, swap), map_aggregate(node.kwargs, swap)
 
 
+def redirect(node: torch.fx.Node, device: torch.device) -> None:
+    """Let a call make and put tensors on another device than the source had them when it was captured."""
+    retarget(node, lambda argument: device if isinstance(argument, torch.device) else argument)
+
+
 def locate_batch(module: torch.fx.GraphModule, axes: list[int | None]) -> None:
     """Write on every node where its batch is: `batch_axis` for tensors (None: no batch), `batch_scaled` for sizes.
 

@@ -11,7 +11,7 @@ import torch
 import torch.fx
 
 from .. import ops
-from .._normalise import module_path, retarget
+from .._normalise import module_path, redirect
 
 DISK = "disk"
 Devices = dict[torch.fx.Node, torch.device]
@@ -100,7 +100,7 @@ def spread(
         device = where.main if node.op == "output" else devices[node]
         for operand in node.all_input_nodes:
             node.replace_input_with(operand, rewriting.brought(operand, node, device))
-        _redirect(node, device)
+        redirect(node, device)
     copy.eliminate_dead_code()
     copy.lint()
     sites = {str(node.args[1]): devices[node] for node in copy.nodes if ops.is_site(node)}
@@ -151,7 +151,7 @@ class _Rewriting:
             inputs = {operand: self._late(operand, reader, device) for operand in node.all_input_nodes}
             with self.graph.inserting_before(reader):
                 new = self.graph.node_copy(node, inputs.__getitem__)
-            _redirect(new, device)
+            redirect(new, device)
             return self._marked(new, node, late=True)
         name = str(self.names[node])
         target, arguments = self.fetch(name) if self.where.place(name) == DISK else (ops.move, (node,))
@@ -164,7 +164,3 @@ class _Rewriting:
         if late:
             new.meta["late"] = True
         return new
-
-
-def _redirect(node: torch.fx.Node, device: torch.device) -> None:
-    retarget(node, lambda argument: device if isinstance(argument, torch.device) else argument)
