@@ -14,7 +14,7 @@ from transpike import _simulate
 from transpike._memory import need
 from transpike._rest import Rest, can_rest
 from transpike.measure import margins
-from transpike.neurons import Differential, fire_once, trajectory
+from transpike.neurons import Differential, FewSpikes, Frame, Framed, Neuron, fire_once, trajectory
 from transpike.recipes import RECIPES
 from transpike.types import Threshold
 
@@ -89,11 +89,21 @@ def test_no_number_differs_from_running_all_steps(
     assert np.array_equal(run.spikes.by_sample, whole.spikes.by_sample)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("pulses", [1, 2])
-def test_rest_is_when_the_next_step_is_silent(pulses: int) -> None:
+@pytest.mark.parametrize("negative", [1.0, 0.625, 0.0])
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        Differential(6, 0.5),
+        Differential(6, 0.5, 2),
+        Framed(Differential(6, 0.75), Frame(scale=torch.tensor([1.0, 2.0]))),
+        FewSpikes(2),
+    ],
+    ids=["differential", "cascade", "framed", "few-spikes"],
+)
+def test_rest_is_when_the_next_step_is_silent(neuron: Neuron, negative: float) -> None:
     """Twin: run every neuron by itself until it falls silent, for good."""
-    neuron, threshold = Differential(6, 0.5, pulses), Threshold(1.0, 1.0)
-    means = torch.randn(50, generator=torch.Generator().manual_seed(2))
+    threshold, means = Threshold(1.0, negative), torch.randn(50, 2, generator=torch.Generator().manual_seed(2))
+    means = means if negative else means.abs()
     state, said = None, []
     for t in range(1, 12):
         rest = Rest(True)
@@ -110,19 +120,26 @@ def test_after_one_neuron_that_would_fire_nobody_is_asked() -> None:
     def never(*arguments: Any, **options: Any) -> Any:
         raise AssertionError("asked")
 
-    zeros = torch.zeros(3)
-    rest = Rest(True)
-    rest.ask(fire_once, Differential(), zeros, 1, torch.ones(3), Threshold(1.0, 1.0), count=False)
-    rest.ask(never, Differential(), zeros, 1, zeros, Threshold(1.0, 1.0), count=False)
-    assert not rest.holds
+    zeros, threshold = torch.zeros(3), Threshold(1.0, 1.0)
+    for neuron in (Differential(), FewSpikes()):
+        rest = Rest(True)
+        rest.ask(fire_once, neuron, zeros, 1, torch.ones(3), threshold, count=False)
+        rest.ask(never, FewSpikes(), zeros, 1, zeros, threshold, count=False)
+        assert not rest.holds
+
+
+def test_what_is_nothing_or_no_number_at_rest() -> None:
+    neuron, threshold = Differential(), Threshold(1.0, 1.0)
+    assert neuron.is_silent(torch.zeros(0, 3), threshold) and neuron.is_silent(torch.zeros(3), threshold)
+    assert not neuron.is_silent(torch.tensor([0.0, torch.nan, 0.0]), threshold)
 
 
 def test_what_is_soon_at_rest_streams_unless_told_otherwise(images: torch.Tensor) -> None:
     networks = {name: converted(name, images) for name in RECIPES}
-    soon = {name for name, snn in networks.items() if snn.simulate(images, 4).mode == "streaming"}
+    soon = {name for name, snn in networks.items() if snn.simulate(images, 2).mode == "streaming"}
     assert soon == {"balanced", "few-spikes", "mbe", "parallel"}, "not what goes back and forth, as cascade may"
     assert {name for name, snn in networks.items() if can_rest(snn)} == {*soon, "cascade", "differential"}
-    assert [networks["balanced"].simulate(images, steps).mode for steps in (1, 3)] == ["folded", "folded"]
+    assert [networks["balanced"].simulate(images, steps).mode for steps in (1, 2)] == ["folded", "streaming"]
     assert networks["balanced"].simulate(images, 4, mode="folded").mode == "folded"
 
 

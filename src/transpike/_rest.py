@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .neurons import Neuron
+from .neurons import Neuron, plain
 from .types import Threshold
 
 if TYPE_CHECKING:
     from ._model import SpikingModel
-
-# Steps from which on streaming until a network rests is sooner done than all of them folded (docs/speed.md).
-WORTH_WAITING = 4
 
 
 @dataclass
@@ -39,8 +36,16 @@ class Rest:
         *,
         count: bool,
     ) -> None:
-        """Fire once more, for the answer alone: `state` is what step t left, `mean_in` what it read."""
-        if self.holds:
+        """`state` is what step t left, `mean_in` what it read. Neurons that cannot say fire once more, for the answer
+        alone."""
+        if not self.holds:
+            return
+        own, frame = plain(neuron), getattr(neuron, "frame", None)
+        if hasattr(own, "is_silent"):
+            drive = mean_in.to(state.dtype) if frame is None else frame.enter(mean_in)
+            left = drive - state if drive is mean_in else drive.sub_(state)
+            self.holds = own.is_silent(left, threshold)
+        else:
             after, _, spikes = run(neuron, state.clone(), t + 1, mean_in, threshold, count=count)
             self.holds = torch.equal(after, state) and not (spikes is not None and bool(spikes.any()))
 
@@ -49,9 +54,9 @@ def can_rest(model: SpikingModel) -> bool:
     return all(neuron.code == "sum" for neuron in model.neurons.values())
 
 
-def rests_soon(model: SpikingModel, steps: int) -> bool:
-    """Whether its neurons have said everything well before that many steps, by firing several times in each. Those
-    that fire at half their smallest level go back and forth halfway between two."""
+def rests_soon(model: SpikingModel) -> bool:
+    """Whether its neurons have said everything after a step or two, by firing several times in each. Those that fire at
+    half their smallest level go back and forth halfway between two."""
     neurons = model.neurons.values()
     early = all(neuron.pulses > 1 and getattr(neuron, "cutoff", 1.0) > 0.5 for neuron in neurons)
-    return can_rest(model) and early and steps >= WORTH_WAITING
+    return can_rest(model) and early

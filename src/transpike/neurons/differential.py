@@ -60,7 +60,7 @@ class Differential:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         drive = mean_in.to(state_dtype(mean_in.dtype))
         parameters = self.parameters(threshold, drive.dtype)
-        if one_scale(*parameters[:2]):
+        if self.pulses > 1 and one_scale(*parameters[:2]):
             stairs = self.stairs(threshold, drive.dtype, drive.device)
             state, mean_out, spikes = self.firings(state, drive, self.pulses, *parameters, count=count, stairs=stairs)
             return state, mean_out, None if spikes is None else spikes.to(spike_dtype(self))
@@ -80,35 +80,48 @@ class Differential:
         count: bool,
         stairs: Staircase | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """The state and mean after a step, and how many spikes there were; for `one_scale`.
+        """The state and mean after a step, and how many spikes there were; for `one_scale`, two firings or more.
 
-        In units of theta: what is left after each firing is exact there, and so is the difference of the first and the
-        last of them, the sum of all that was emitted. With `stairs`, of `stairs`, that sum is looked up.
+        In units of theta what is left after each firing is exact, and so is the difference of the first and the last of
+        them, the sum of all that was emitted. With `stairs`, of `stairs`, that sum is looked up. But the ratio was
+        rounded, and the sum of states is. So the last firing acts on the membrane itself: it corrects what rounding
+        left, and a second step on the same input finds nothing to say.
         """
         theta, inverse = (negative, down) if is_zero(positive) else (positive, up)
+        reach = bounds(positive, negative)
         start = (drive if state is None else drive - state) * inverse
         if stairs is None:
-            said, spikes = one_by_one(start, pulses, ladder, bounds(positive, negative), count)
+            said, spikes = one_by_one(start, pulses - 1, ladder, reach, count)
         else:
             said, spikes = stairs.of(start, count=count)
         said = said * theta
         state = said if state is None else state + said
-        return state, state, spikes
+        last = nearest_level((drive - state) * inverse, *ladder, *reach)
+        state = state + last * theta
+        return state, state, spikes_and(spikes, last) if count else None
 
     def stairs(self, threshold: Threshold, dtype: torch.dtype, device: torch.device) -> Staircase | None:
-        """What the firings of a step say, as a table; None where a table would be no help, or too large."""
+        """What the firings of a step but the last say, as a table; None where it would be no help, or too large."""
         positive, negative, _, _, *ladder = self.parameters(threshold, torch.float64)
-        if self.pulses == 1 or not one_scale(positive, negative):
+        if self.pulses <= 2 or not one_scale(positive, negative):
             return None
-        reach = bounds(positive, negative)
+        reach, pulses = bounds(positive, negative), self.pulses - 1
 
         def fire(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return one_by_one(values, self.pulses, ladder, reach, True)  # type: ignore[return-value]
+            return one_by_one(values, pulses, ladder, reach, True)  # type: ignore[return-value]
 
         return TABLES.get(
             (self, *reach, dtype, device),
-            lambda: staircase(fire, self.levels, self.cutoff, self.pulses, dtype, device),
+            lambda: staircase(fire, self.levels, self.cutoff, pulses, dtype, device),
         )
+
+    def is_silent(self, potential: torch.Tensor, threshold: Threshold) -> bool:
+        """Whether no membrane reaches what fires, or there is none; not where one is NaN."""
+        _, _, up, down, _, least = self.parameters(threshold, potential.dtype)
+        if not potential.numel():
+            return True
+        lowest, highest = torch.aminmax(potential)
+        return bool((highest * up < least) & (-lowest * down < least))
 
     def quantise(self, potential: torch.Tensor, threshold: Threshold) -> torch.Tensor:
         return MultiThreshold(self.levels, self.cutoff).quantise(potential, threshold)

@@ -165,15 +165,21 @@ def compiled_once(
         return state, frame.leave(out), spikes
     neuron, framed = plain(neuron), bool(beside.tensors())
     computed = _computed(beside, mean_in)
-    state = torch.zeros(mean_in.shape, dtype=computed, device=mean_in.device) if state is None else state
+    # What may be at rest after its first step has a kernel for that one: no state to clear and to read.
+    alone = state is None and neuron.pulses > 1 and hasattr(neuron, "is_silent")
+    if state is None:
+        state = (torch.empty if alone else torch.zeros)(mean_in.shape, dtype=computed, device=mean_in.device)
     out = torch.empty(mean_in.shape, dtype=computed, device=mean_in.device)
     spikes = [torch.empty(mean_in.shape, dtype=torch.uint8, device=mean_in.device)] if count else []
     parameters = neuron.parameters(threshold, computed)  # type: ignore[attr-defined]
     stairs = _stairs(neuron, threshold, computed, mean_in.device)
     beyond = (int(count), framed, False, stairs is not None)
     form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, *beyond)
-    flat = (x.reshape(*x.shape[:framed], -1) for x in (state, mean_in, out, *spikes))
-    _compiled_once(form)(_numbers((*parameters, float(t)), computed, out.device), stairs, beside, *flat)
+    flat = [x.reshape(*x.shape[:framed], -1) for x in (state, mean_in, out, *spikes)]
+    if alone:
+        _compiled(form)(_numbers(parameters, computed, out.device), stairs, beside, *([row] for row in flat))
+    else:
+        _compiled_once(form)(_numbers((*parameters, float(t)), computed, out.device), stairs, beside, *flat)
     return state, out, spikes[0].view(spike_dtype(neuron)) if count else None
 
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-# Entries, of two numbers each: 17 levels and six firings have 6.3 million. Inputs meet few of them, so that a network
+# Entries, of two numbers each: 17 levels and seven firings have 7.3 million. Inputs meet few of them, so that a network
 # whose sites have 5 levels takes as long as one whose sites have 17.
 MOST = 1 << 23
 AT_ONCE = 1 << 18  # entries computed together, so that a table takes little more memory than it has
-# Bytes of all tables that are kept: all levels up to 17, of either sign and of both, take up to 300 MB in float32.
+# Bytes of all tables that are kept: all levels up to 17, of either sign and of both, take up to 350 MB in float32.
 KEPT = 1 << 29
 # Of the smallest level: where cutoffs may lie. Ties between levels lie at halves.
 FINEST = 3

@@ -21,7 +21,8 @@ class Neuron(Protocol):
     code -- "rate": a signal's value is the mean of what was emitted; "sum": the sum. pulses -- how often the neuron may
     fire within one step: `step` is repeated that often, on the same input. quantise -- Q, which turns a membrane into
     what is emitted. amplitudes -- every value Q can emit but 0, one per binary channel. A neuron may also have
-    at_once(state, t, mean_in, threshold, count=...) -> (state, mean_out, how many spikes): all firings of a step.
+    at_once(state, t, mean_in, threshold, count=...) -> (state, mean_out, how many spikes): all firings of a step; and
+    is_silent(potential, threshold) -> bool: whether none of these would fire.
     """
 
     name: ClassVar[str]
