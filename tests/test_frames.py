@@ -20,6 +20,7 @@ from transpike.neurons import (
     MultiThreshold,
     Neuron,
     by_ladder,
+    compiled_once,
     compiled_trajectory,
     fits,
     plain,
@@ -81,6 +82,21 @@ def test_compiled_equals_eager(neuron: Neuron, exact: bool) -> None:
     eager = trajectory(Framed(neuron, frame), means, THETA, masks=True)
     fast = compiled_trajectory(Framed(neuron, frame), means, THETA, masks=True)
     assert all(torch.equal(a, b) for a, b in zip(eager, fast, strict=True))
+
+
+@pytest.mark.parametrize("scale", [(3, 1, 1), (3, 1, 4), (3, 5, 4)], ids=str)
+def test_compiled_equals_eager_whatever_axis_has_no_thresholds(scale: tuple[int, ...]) -> None:
+    """Tokens before samples, as `nn.MultiheadAttention` has them; and no axis that all thresholds share."""
+    exponents = torch.randint(-2, 3, scale, generator=torch.Generator().manual_seed(8))
+    placed = Framed(NEURONS[2], Frame(scale=torch.exp2(exponents.float())))
+    means = torch.randn(2, 3, 5, 4)
+    eager = trajectory(placed, means, THETA, masks=True)
+    fast = compiled_trajectory(placed, means, THETA, masks=True)
+    assert all(torch.equal(a, b) for a, b in zip(eager, fast, strict=True))
+    state = None
+    for t in range(2):
+        state, out, spikes = compiled_once(placed, state, t + 1, means[t], THETA, count=True)
+        assert torch.equal(out, eager[0][t]) and torch.equal(spikes, eager[1][t])
 
 
 def test_what_is_in_the_neurons_own_units_is_not_passed_on() -> None:

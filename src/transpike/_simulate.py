@@ -70,7 +70,7 @@ def simulate(
     as one batch of T x B; "streaming" runs them one after the other with one tensor of state per neuron, memory
     independent of T but for the outputs, until nobody would fire again: the steps after that are what this one is, to
     the last bit, and do not run. "auto" folds where conversion found that the model allows it, but for several steps of
-    neurons that fire several times in each, which are mostly at rest after the first. count -- also count spikes and synaptic
+    neurons that fire several times in each, mostly at rest after the first. count -- also count spikes and synaptic
     operations. kernel -- "compiled" runs neurons as one compiled pass over memory, "eager" step by step in PyTorch,
     bit for bit the same; "auto" compiles where that is worth it and a compiler is there; None is the model's own
     choice, `model.kernel`. Compiled, a processor with matrix units for bfloat16 computes linear layers on them, folded

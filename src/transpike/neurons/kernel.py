@@ -107,15 +107,15 @@ def compiled_trajectory(
     output is NaN, so that nobody has to look for those beforehand. With `emitted`, for neurons that emit `one_number`,
     what they emit in each step, in bfloat16, in place of running means."""
     frame = getattr(neuron, "frame", None) or Frame()
-    beside = _by_row(frame, mean_in)
-    if beside is None:
+    placed = _placed(frame, mean_in)
+    if placed is None:
         inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
         how = {"masks": masks, "sums": sums, "emitted": emitted}
         out, fired, spoken = compiled_trajectory(inner, frame.enter(mean_in), threshold, **how)
         return rounded_to(out.dtype if emitted else dtype, frame.leave(out)), fired, spoken
     neuron, steps, shape = plain(neuron), mean_in.shape[0], mean_in.shape
-    framed = bool(beside.tensors())
-    flat = mean_in.reshape(*shape[: 1 + framed], -1)
+    beside, sizes = placed
+    framed, flat = len(sizes) > 1, mean_in.reshape(steps, *sizes)
     computed, device, many = _computed(beside, mean_in), flat.device, masks + (masks and sums)
     out = torch.empty(flat.shape, dtype=torch.bfloat16 if emitted else dtype or computed, device=device)
     marks = [torch.empty(flat.shape, dtype=torch.uint8, device=device) for _ in range(many)]
@@ -158,13 +158,13 @@ def compiled_once(
     """`neurons.fire_once`, compiled: the same arguments and results, but `state` becomes what it is after the step, in
     the same memory. Where the input is NaN or infinite the output is NaN."""
     frame = getattr(neuron, "frame", None) or Frame()
-    beside = _by_row(frame, mean_in[None])
-    if beside is None:
+    placed = _placed(frame, mean_in[None])
+    if placed is None:
         inner: Neuron = neuron.neuron  # type: ignore[attr-defined]
         state, out, spikes = compiled_once(inner, state, t, frame.enter(mean_in), threshold, count=count)
         return state, frame.leave(out), spikes
-    neuron, framed = plain(neuron), bool(beside.tensors())
-    computed = _computed(beside, mean_in)
+    beside, sizes = placed
+    neuron, framed, computed = plain(neuron), len(sizes) > 1, _computed(beside, mean_in)
     # What may be at rest after its first step has a kernel for that one: no state to clear and to read.
     alone = state is None and neuron.pulses > 1 and hasattr(neuron, "is_silent")
     if state is None:
@@ -175,7 +175,7 @@ def compiled_once(
     stairs = _stairs(neuron, threshold, computed, mean_in.device)
     beyond = (int(count), framed, False, stairs is not None)
     form = Form(type(neuron), neuron.code, neuron.pulses, _sorts(parameters), 0, 1, True, *beyond)
-    flat = [x.reshape(*x.shape[:framed], -1) for x in (state, mean_in, out, *spikes)]
+    flat = [x.reshape(sizes) for x in (state, mean_in, out, *spikes)]
     if alone:
         _compiled(form)(_numbers(parameters, computed, out.device), stairs, beside, *([row] for row in flat))
     else:
@@ -192,17 +192,28 @@ def _computed(beside: Frame, mean_in: torch.Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, parts, state_dtype(mean_in.dtype))
 
 
-def _by_row(frame: Frame, mean_in: torch.Tensor) -> Frame | None:
-    """The frame of one row of a trajectory [T, rows, ...], flat and as wide as the state, because compilers do not
-    vectorise a mix of widths well; or None where rows differ, or where what the compiler makes of it rounds otherwise
-    (a product and a sum in one instruction, as on GPUs)."""
-    if frame.shift is not None and mean_in.device.type != "cpu":
+def _placed(frame: Frame, mean_in: torch.Tensor) -> tuple[Frame, tuple[int, ...]] | None:
+    """The frame of a trajectory [T, ...], as wide as the state, because compilers do not vectorise a mix of widths
+    well; and the sizes in which they see a step: one without a frame; rows that share a frame [inner]; or [outer, rows,
+    inner] and a frame [outer, 1, inner]. None where every axis has thresholds of its own, or where what the compiler
+    makes of it rounds otherwise (a product and a sum in one instruction, as on GPUs)."""
+    shape, parts = mean_in.shape[1:], frame.tensors()
+    if not parts:
+        return frame, (shape.numel(),)
+    axis = next((axis for axis in range(-len(shape), 0) if not _differs(frame, axis)), None)
+    if axis is None or (frame.shift is not None and mean_in.device.type != "cpu"):
         return None
-    row = mean_in.shape[2:]
-    if any(part.dim() > len(row) and part.shape[0] != 1 for part in frame.tensors().values()):
-        return None
-    dtype = _computed(frame, mean_in)
-    return Frame(**{name: part.to(dtype).broadcast_to((1, *row)).reshape(-1) for name, part in frame.tensors().items()})
+    dtype, after = _computed(frame, mean_in), shape[len(shape) + axis + 1 :]
+    one = (*shape[:axis], 1, *after)
+    outer, inner = shape[:axis].numel(), after.numel()
+    sizes = (shape[axis], inner) if outer == 1 else (outer, shape[axis], inner)
+    row = (inner,) if outer == 1 else (outer, 1, inner)
+    wide = {name: part.to(dtype).broadcast_to(one).reshape(row) for name, part in parts.items()}
+    return Frame(**wide), sizes
+
+
+def _differs(frame: Frame, axis: int) -> bool:
+    return any(part.dim() >= -axis and part.shape[axis] != 1 for part in frame.tensors().values())
 
 
 @functools.lru_cache(maxsize=4096)
