@@ -79,9 +79,9 @@ def encode(text: str, pieces: list[bytes], scores: list[float]) -> list[int]:
         tokens[-place : -place + 2] = [merged]
 
 
-def windows(stories: list[list[int]]) -> dict[str, np.ndarray]:
-    """64 tokens from every 16th place of a story; only the token behind them is asked for."""
-    starts = [(story, start) for story in stories for start in range(0, len(story) - WINDOW, 16)]
+def windows(stories: list[list[int]], stride: int) -> dict[str, np.ndarray]:
+    """64 tokens from every 16th place of a story, or by another stride; only the token behind them is asked for."""
+    starts = [(story, start) for story in stories for start in range(0, len(story) - WINDOW, stride)]
     x = [story[start : start + WINDOW] for story, start in starts]
     y = [[-100] * (WINDOW - 1) + [story[start + WINDOW]] for story, start in starts]
     return {"x": np.array(x, np.int64), "y": np.array(y, np.int64)}
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("data_dir", type=Path, metavar="DATA_DIR")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
     parser.add_argument("--training", type=int, default=0, metavar="N", help="sequences to train with")
+    parser.add_argument("--stride", type=int, default=16, metavar="N", help="tokens from one window to the next")
     asked = parser.parse_args()
     source, folder = asked.data_dir / "stories260k", asked.out_dir / "stories260k"
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def main() -> None:
     pieces, scores = vocabulary(source / "tokenizer.bin")
     text = (source / "tinystories_sample.txt").read_text(encoding="utf-8")
     stories = [encode(story.strip(), pieces, scores) for story in text.split("<|endoftext|>") if story.strip()]
-    write(asked.out_dir / "stories.npz", as_npz(windows(stories)))
+    write(asked.out_dir / "stories.npz", as_npz(windows(stories, asked.stride)))
     write(asked.out_dir / "stories_calibration.npz", as_npz(drawn(folder)))
     if asked.training:
         write(asked.out_dir / "stories_training.npz", as_npz(drawn(folder, asked.training, seed=1)))
