@@ -14,6 +14,7 @@ from transpike.errors import ConfigError, ModelError
 from transpike.neurons import Differential, advance, trajectory
 from transpike.neurons.differential import one_by_one
 from transpike.neurons.staircase import Shelf, staircase
+from transpike.recipes import balanced
 from transpike.types import Threshold
 
 SMALLEST, LEVELS = 0.25, 8
@@ -135,6 +136,15 @@ def test_what_rounding_hid_is_said_in_the_same_step(levels: int, pulses: int) ->
     assert fired is not None and fired[0].any() and not fired[1].any()
     smallest = threshold.positive * 2.0 ** (1 - levels)
     assert (out[0] - means[0]).abs().max() < 0.75 * smallest
+
+
+def test_balanced_fires_often_enough_for_every_second_level() -> None:
+    """1 + 1/4 + ... + 2^-14, which takes eight: six leave two to the next step."""
+    value = sum(2.0 ** -(2 * k) for k in range(8))
+    for pulses, fired in ((balanced().neuron.pulses, [8, 0]), (6, [6, 2])):
+        means = torch.full((2, 1), value)
+        _, spikes, _ = trajectory(Differential(15, 0.75, pulses), means, Threshold(1.0, 1.0), masks=True)
+        assert spikes is not None and spikes.flatten().tolist() == fired
 
 
 @pytest.mark.parametrize("pulses", [0, -1, 25, 2.0, True, None])

@@ -90,12 +90,13 @@ def test_compiled_equals_eager_whatever_axis_has_no_thresholds(scale: tuple[int,
     exponents = torch.randint(-2, 3, scale, generator=torch.Generator().manual_seed(8))
     placed = Framed(NEURONS[2], Frame(scale=torch.exp2(exponents.float())))
     means = torch.randn(2, 3, 5, 4)
-    eager = trajectory(placed, means, THETA, masks=True)
-    fast = compiled_trajectory(placed, means, THETA, masks=True)
+    theta = Threshold(1.5, 1.5)
+    eager = trajectory(placed, means, theta, masks=True)
+    fast = compiled_trajectory(placed, means, theta, masks=True)
     assert all(torch.equal(a, b) for a, b in zip(eager, fast, strict=True))
     state = None
     for t in range(2):
-        state, out, spikes = compiled_once(placed, state, t + 1, means[t], THETA, count=True)
+        state, out, spikes = compiled_once(placed, state, t + 1, means[t], theta, count=True)
         assert torch.equal(out, eager[0][t]) and torch.equal(spikes, eager[1][t])
 
 

@@ -14,6 +14,9 @@ from .types import Threshold
 if TYPE_CHECKING:
     from ._model import SpikingModel
 
+# Steps from which on streaming until a network rests is sooner done than all of them folded (docs/speed.md).
+WORTH_WAITING = 4
+
 
 @dataclass
 class Rest:
@@ -54,9 +57,11 @@ def can_rest(model: SpikingModel) -> bool:
     return all(neuron.code == "sum" for neuron in model.neurons.values())
 
 
-def rests_soon(model: SpikingModel) -> bool:
-    """Whether its neurons have said everything after a step or two, by firing several times in each. Those that fire at
-    half their smallest level go back and forth halfway between two."""
+def rests_soon(model: SpikingModel, steps: int) -> bool:
+    """Whether its neurons have said everything well before that many steps, by firing several times in each. Those
+    that fire at half their smallest level go back and forth halfway between two. Of fewer than four steps one must do:
+    signed powers of two that say a number are mostly two levels apart, so half as many firings as levels."""
     neurons = model.neurons.values()
     early = all(neuron.pulses > 1 and getattr(neuron, "cutoff", 1.0) > 0.5 for neuron in neurons)
-    return can_rest(model) and early
+    at_once = all(hasattr(plain(neuron), "is_silent") and 2 * neuron.pulses >= neuron.levels - 1 for neuron in neurons)
+    return can_rest(model) and early and steps >= (2 if at_once else WORTH_WAITING)

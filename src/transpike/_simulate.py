@@ -69,8 +69,9 @@ def simulate(
     Arguments: inputs -- as the source model takes them: a tensor, a tuple or a dict. mode -- "folded" runs all steps
     as one batch of T x B; "streaming" runs them one after the other with one tensor of state per neuron, memory
     independent of T but for the outputs, until nobody would fire again: the steps after that are what this one is, to
-    the last bit, and do not run. "auto" folds where conversion found that the model allows it, but for several steps of
-    neurons that fire several times in each, mostly at rest after the first. count -- also count spikes and synaptic
+    the last bit, and do not run. "auto" folds where conversion found that the model allows it, but for four steps or
+    more of neurons that fire several times in each, at rest before, and for two or three of those that mostly say all
+    in the first. count -- also count spikes and synaptic
     operations. kernel -- "compiled" runs neurons as one compiled pass over memory, "eager" step by step in PyTorch,
     bit for bit the same; "auto" compiles where that is worth it and a compiler is there; None is the model's own
     choice, `model.kernel`. Compiled, a processor with matrix units for bfloat16 computes linear layers on them, folded
@@ -92,8 +93,7 @@ def simulate(
     require_precision(precision := precision or model.precision)
     leaves = model.prepare(inputs)
     samples = model.samples_in(leaves)
-    waits = steps > 1 and rests_soon(model)
-    folded = mode == "folded" or (mode == "auto" and not model.unfoldable and not waits)
+    folded = mode == "folded" or (mode == "auto" and not model.unfoldable and not rests_soon(model, steps))
     chosen = choose_kernels(model, kernel, precision, samples=samples, steps=steps, folded=folded)
     budget = model.max_memory if max_memory is None else max_memory
     run, runs = (_folded if folded else _streaming), []

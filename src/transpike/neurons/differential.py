@@ -84,8 +84,9 @@ class Differential:
 
         In units of theta what is left after each firing is exact, and so is the difference of the first and the last of
         them, the sum of all that was emitted. With `stairs`, of `stairs`, that sum is looked up. But the ratio was
-        rounded, and the sum of states is. So the last firing acts on the membrane itself: it corrects what rounding
-        left, and a second step on the same input finds nothing to say.
+        rounded, and the sum of states is. So the last firing acts on the membrane itself: where the others have said
+        all but what rounding hid, a second step on the same input finds nothing to say. (On a GPU the compiler may
+        round a product and a sum once instead of twice.)
         """
         theta, inverse = (negative, down) if is_zero(positive) else (positive, up)
         reach = bounds(positive, negative)

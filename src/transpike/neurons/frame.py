@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Frame:
         value = self.spread(mean_out)
         return value if self.shift is None else value + self.shift
 
-    @property
+    @cached_property
     def octaves(self) -> tuple[int, int] | None:
         """The smallest and largest exponent, where the frame is powers of two and nothing else."""
         if self.scale is None or set(self.tensors()) != {"scale"}:

@@ -196,12 +196,12 @@ def _placed(frame: Frame, mean_in: torch.Tensor) -> tuple[Frame, tuple[int, ...]
     """The frame of a trajectory [T, ...], as wide as the state, because compilers do not vectorise a mix of widths
     well; and the sizes in which they see a step: one without a frame; rows that share a frame [inner]; or [outer, rows,
     inner] and a frame [outer, 1, inner]. None where every axis has thresholds of its own, or where what the compiler
-    makes of it rounds otherwise (a product and a sum in one instruction, as on GPUs)."""
+    makes of it rounds otherwise (on GPUs a quotient, or a product and a sum in one instruction)."""
     shape, parts = mean_in.shape[1:], frame.tensors()
     if not parts:
         return frame, (shape.numel(),)
     axis = next((axis for axis in range(-len(shape), 0) if not _differs(frame, axis)), None)
-    if axis is None or (frame.shift is not None and mean_in.device.type != "cpu"):
+    if axis is None or (mean_in.device.type != "cpu" and not frame.octaves):
         return None
     dtype, after = _computed(frame, mean_in), shape[len(shape) + axis + 1 :]
     one = (*shape[:axis], 1, *after)

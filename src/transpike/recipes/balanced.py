@@ -26,7 +26,8 @@ def balanced(
 
     `divergence` is the KL divergence from the source's prediction, in nats, that conversion may cause; or `energy` the
     share of the source's energy (the paper's account) it may spend. See `observers.Balanced`. The cutoff of 3/4 leaves
-    unsaid what a spike would shrink by less than a factor of 3. Eight firings are enough for the first step to say all.
+    unsaid what a spike would shrink by less than a factor of 3. Eight firings say all in the first step of every
+    network we measured.
     """
     policy = Policy(first_layer=first_layer, head=head, analog=analog, allow_unknown=allow_unknown)
     neuron, rule = Differential(8, cutoff, pulses), Balanced(divergence, energy, granularity)
