@@ -84,7 +84,7 @@ def test_compiled_equals_eager(neuron: Neuron, exact: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(eager, fast, strict=True))
 
 
-@pytest.mark.parametrize("scale", [(3, 1, 1), (3, 1, 4), (3, 5, 4)], ids=str)
+@pytest.mark.parametrize("scale", [(3, 1, 4), (3, 5, 4)], ids=str)
 def test_compiled_equals_eager_whatever_axis_has_no_thresholds(scale: tuple[int, ...]) -> None:
     """Tokens before samples, as `nn.MultiheadAttention` has them; and no axis that all thresholds share."""
     exponents = torch.randint(-2, 3, scale, generator=torch.Generator().manual_seed(8))

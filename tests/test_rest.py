@@ -50,15 +50,15 @@ def converted(recipe: str, images: torch.Tensor, **options: Any) -> transpike.Sp
     return transpike.convert(transpike.zoo.load_model("digits")[0], [images], RECIPES[recipe](**options))
 
 
-@pytest.mark.parametrize("kernel", ["eager", "compiled"])
 @pytest.mark.parametrize(
-    ("recipe", "options", "brighter", "rests"),
+    ("recipe", "options", "brighter", "rests", "kernel"),
     [
-        ("balanced", {}, 1, (1, 1)),
-        ("cascade", {"pulses": 2, "head": "analog"}, 1, (2, 5)),
-        ("cascade", {"pulses": 2}, 8, (2, 5)),
-        ("differential", {}, 1, (2, STEPS)),
-        ("ecmt", {}, 1, (STEPS, STEPS)),
+        ("balanced", {}, 1, (1, 1), "eager"),
+        ("balanced", {}, 1, (1, 1), "compiled"),
+        ("cascade", {"pulses": 2, "head": "analog"}, 1, (2, 5), "eager"),
+        ("cascade", {"pulses": 2}, 8, (2, 5), "compiled"),
+        ("differential", {}, 1, (2, STEPS), "compiled"),
+        ("ecmt", {}, 1, (STEPS, STEPS), "eager"),
     ],
     ids=str,
 )
