@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--training", type=int, default=0, metavar="N", help="sequences to train with")
     parser.add_argument("--stride", type=int, default=16, metavar="N", help="tokens from one window to the next")
     asked = parser.parse_args()
+    if asked.stride < 1 or asked.training < 0:
+        parser.error("--stride must be at least 1, and --training at least 0")
     source, folder = asked.data_dir / "stories260k", asked.out_dir / "stories260k"
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "config.json", json.dumps(CONFIG, indent=2).encode())

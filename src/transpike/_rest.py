@@ -46,7 +46,7 @@ class Rest:
         own, frame = plain(neuron), getattr(neuron, "frame", None)
         if hasattr(own, "is_silent"):
             drive = mean_in.to(state.dtype) if frame is None else frame.enter(mean_in)
-            left = drive - state if drive is mean_in else drive.sub_(state)
+            left = drive - state if drive is mean_in else drive.sub_(state)  # nobody else has what was made here
             self.holds = own.is_silent(left, threshold)
         else:
             after, _, spikes = run(neuron, state.clone(), t + 1, mean_in, threshold, count=count)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -200,7 +200,7 @@ def _placed(frame: Frame, mean_in: torch.Tensor) -> tuple[Frame, tuple[int, ...]
     shape, parts = mean_in.shape[1:], frame.tensors()
     if not parts:
         return frame, (shape.numel(),)
-    axis = next((axis for axis in range(-len(shape), 0) if not _differs(frame, axis)), None)
+    axis = next((axis for axis in range(-len(shape), 0) if _is_shared(axis, parts.values())), None)
     if axis is None or (mean_in.device.type != "cpu" and not frame.octaves):
         return None
     dtype, after = _computed(frame, mean_in), shape[len(shape) + axis + 1 :]
@@ -212,8 +212,8 @@ def _placed(frame: Frame, mean_in: torch.Tensor) -> tuple[Frame, tuple[int, ...]
     return Frame(**wide), sizes
 
 
-def _differs(frame: Frame, axis: int) -> bool:
-    return any(part.dim() >= -axis and part.shape[axis] != 1 for part in frame.tensors().values())
+def _is_shared(axis: int, parts: Iterable[torch.Tensor]) -> bool:
+    return all(part.dim() < -axis or part.shape[axis] == 1 for part in parts)
 
 
 @functools.lru_cache(maxsize=4096)
